@@ -1,0 +1,22 @@
+"""Buildbot latent workers on libvirt: a VM nobody has used before for every build."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from latentvirt._version import __version__
+from latentvirt.config import Connection, Size
+
+if TYPE_CHECKING:
+    from latentvirt.master.worker import LibVirtWorker
+
+__all__ = ["Connection", "LibVirtWorker", "Size", "__version__"]
+
+
+def __getattr__(name: str) -> Any:
+    # The worker class brings Buildbot with it; the command line and the library below do without.
+    if name == "LibVirtWorker":
+        from latentvirt.master.worker import LibVirtWorker
+
+        return LibVirtWorker
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

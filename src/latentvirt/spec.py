@@ -1,0 +1,61 @@
+"""All that one build needs of a VM, rendered: the argument that everything below the worker takes."""
+
+from __future__ import annotations
+
+import posixpath
+from typing import Literal
+
+import attrs
+
+from latentvirt.config import Connection, Size
+
+Kind = Literal["predefined", "xml", "generated"]
+IdentityMode = Literal["auto", "channel", "static", "metadata"]
+VirtType = Literal["auto", "kvm", "qemu"]
+
+
+@attrs.frozen(kw_only=True)
+class MachineSpec:
+    """Describe one VM, comparably: equal specs can take each other's VMs.
+
+    Args:
+        worker: name of the Buildbot worker; also the domain's name where it is predefined.
+        connection: the host.
+        kind: where the domain's description comes from.
+        xml: the person's domain XML; only for kind ``xml``.
+        hd_image: path on the host of the disk image that is replaced by an overlay.
+        base_image: path on the host of the read-only image that the overlay stands on; None starts the
+            domain as it is.
+        base_format: ``qcow2``, ``raw``... as in libvirt's XML; None asks the host.
+        size: of a generated domain.
+        network: a libvirt network's name, or ``user`` for user-mode networking; generated domains only.
+        virt_type: ``kvm``, ``qemu`` (emulation), or ``auto``: kvm where it really works.
+        identity: how the guest learns who it is.
+        allow_shared: names of things that may outlive a start although the guest writes to them: a disk's
+            target (``vdb``), a folder's target directory, ``nvram``, ``tpm``, ``nvdimm``, ``shmem``,
+            ``qemu:commandline``.
+    """
+
+    worker: str
+    connection: Connection
+    kind: Kind
+    xml: str | None = None
+    hd_image: str | None = None
+    base_image: str | None = None
+    base_format: str | None = None
+    size: Size = Size()
+    network: str = "user"
+    virt_type: VirtType = "auto"
+    identity: IdentityMode = "auto"
+    allow_shared: frozenset[str] = frozenset()
+
+    @property
+    def folder(self) -> str | None:
+        """The folder on the host in which our own directory goes; None if no image is named."""
+        image = self.hd_image or self.base_image
+        return posixpath.dirname(image) if image else None
+
+    @property
+    def proven(self) -> bool:
+        """Whether freshness is ours to prove; without a base image it is the person's affair."""
+        return self.base_image is not None
