@@ -1,0 +1,44 @@
+"""Text to text: a domain's XML checked, generated, made into one start's, and read back."""
+
+from __future__ import annotations
+
+from latentvirt.domainxml.check import check
+from latentvirt.domainxml.disks import DiskSource, WritableDisk, writable_disks
+from latentvirt.domainxml.freshness import freshness_problems, has_emulated_tpm, uses_vars
+from latentvirt.domainxml.generate import generate
+from latentvirt.domainxml.ownership import ownership_of
+from latentvirt.domainxml.parse import (
+    NetworkUse,
+    console_of,
+    domain_name,
+    domain_uuid,
+    network_of,
+    parse,
+)
+from latentvirt.domainxml.problems import Problem, refuse
+from latentvirt.domainxml.prove import prove
+from latentvirt.domainxml.rewrite import Layer, Overlay, rewrite
+
+__all__ = [
+    "DiskSource",
+    "Layer",
+    "NetworkUse",
+    "Overlay",
+    "Problem",
+    "WritableDisk",
+    "check",
+    "console_of",
+    "domain_name",
+    "domain_uuid",
+    "freshness_problems",
+    "generate",
+    "has_emulated_tpm",
+    "network_of",
+    "ownership_of",
+    "parse",
+    "prove",
+    "refuse",
+    "rewrite",
+    "uses_vars",
+    "writable_disks",
+]

@@ -1,0 +1,62 @@
+"""Our mark in a domain's metadata: the only thing by which a domain is known to be ours."""
+
+from __future__ import annotations
+
+from lxml import etree
+
+from latentvirt.domainxml.parse import Element, append, ensure, parse, remove
+from latentvirt.errors import BadXML
+from latentvirt.names import METADATA_NAMESPACE, METADATA_PREFIX, Ownership
+
+MARK = f"{{{METADATA_NAMESPACE}}}vm"
+
+BUILDBOT_NAMESPACE = "http://buildbot.net/"
+BUILDBOT_AUTH = f"{{{BUILDBOT_NAMESPACE}}}auth"
+
+
+def ownership_of(xml: str) -> Ownership | None:
+    """Read whose a domain is.
+
+    Args:
+        xml: the domain's XML, live or persistent.
+
+    Returns:
+        None if the mark is missing, is there twice or holds what we never write; also if the XML cannot be
+        read: what cannot be read is not known to be ours.
+    """
+    try:
+        marks = parse(xml).findall(f"metadata/{MARK}")
+    except BadXML:
+        return None
+    if len(marks) != 1:
+        return None
+    try:
+        return Ownership(*(marks[0].get(key, "") for key in ("owner", "slot", "start")))
+    except ValueError:
+        return None
+
+
+def set_ownership(root: Element, ownership: Ownership) -> None:
+    """Write our mark into a domain, in place of an earlier one."""
+    mark = etree.Element(MARK, nsmap={METADATA_PREFIX: METADATA_NAMESPACE})
+    mark.set("owner", ownership.owner)
+    mark.set("slot", ownership.slot)
+    mark.set("start", ownership.start)
+    _replace(root, mark)
+
+
+def set_auth(root: Element, auth: tuple[str, str, str]) -> None:
+    """Write the in-tree worker's element: name, password and master, for all of libvirt's users to read."""
+    element = etree.Element(BUILDBOT_AUTH, nsmap={"buildbot": BUILDBOT_NAMESPACE})
+    for key, value in zip(("username", "password", "master"), auth, strict=True):
+        element.set(key, value)
+    _replace(root, element)
+
+
+def _replace(root: Element, element: Element) -> None:
+    # libvirt allows one element per namespace in the metadata, and drops the rest without a word.
+    metadata = ensure(root, "metadata")
+    namespace = etree.QName(element).namespace
+    for old in metadata.findall(f"{{{namespace}}}*"):
+        remove(old)
+    append(metadata, element)

@@ -1,0 +1,203 @@
+"""Reading a domain's XML safely, writing it back unharmed, and the questions that every caller asks of it."""
+
+from __future__ import annotations
+
+from typing import TypeAlias, cast
+
+import attrs
+from lxml import etree
+
+from latentvirt.errors import BadXML
+
+Element: TypeAlias = etree._Element
+
+MAX_BYTES = 4 * 1024 * 1024
+"""More than any domain's description; libvirt's own limit on an XML string in a call is the same."""
+
+INDENT = "  "
+"""What libvirt indents by, for elements that are added where no neighbour shows the custom."""
+
+
+def parse(xml: str) -> Element:
+    """Read a domain's XML, with its comments, unknown elements and other namespaces.
+
+    Nothing outside the text is read: no network, no files, no document type and so no entities.
+
+    Args:
+        xml: the whole description.
+
+    Returns:
+        The root, which is a ``domain``.
+
+    Raises:
+        BadXML: the text is malformed, too large, has a document type or is not a domain.
+    """
+    try:
+        data = xml.encode("utf-8")
+    except UnicodeEncodeError as error:
+        line = xml.count("\n", 0, error.start) + 1
+        raise BadXML("the XML has a character that UTF-8 cannot express", line=line) from error
+    if len(data) > MAX_BYTES:
+        raise BadXML(
+            f"the XML is {len(data)} bytes long, and a domain's description is not",
+            remedy="give the XML itself, as `virsh dumpxml` prints it",
+        )
+    # The text is decoded already, so whatever encoding its declaration names is no longer true.
+    parser = etree.XMLParser(
+        encoding="utf-8", resolve_entities=False, no_network=True, load_dtd=False, strip_cdata=False
+    )
+    try:
+        root = etree.fromstring(data, parser)
+    except etree.XMLSyntaxError as error:
+        raise BadXML(
+            f"the XML is malformed: {_reason(error)}",
+            line=error.lineno or 0,
+            remedy="mend that place; `xmllint FILE` shows it with its surroundings",
+        ) from error
+    if root.getroottree().docinfo.internalDTD is not None:
+        raise BadXML(
+            "the XML has a document type (<!DOCTYPE>)", line=1, remedy="remove it; libvirt needs none"
+        )
+    if root.tag != "domain":
+        raise BadXML(
+            f"the XML is a <{etree.QName(root).localname}>, not a <domain>",
+            line=line_of(root),
+            remedy="give a domain's description, as `virsh dumpxml` prints it",
+        )
+    return root
+
+
+def _reason(error: etree.XMLSyntaxError) -> str:
+    # lxml adds the place to the parser's message; ours names the line already.
+    return (error.msg or "it is empty").rsplit(", line ", 1)[0]
+
+
+def serialise(root: Element) -> str:
+    """Write a document back, with what stands before and after its root."""
+    return etree.tostring(root.getroottree(), encoding="unicode") + "\n"
+
+
+def line_of(element: Element) -> int:
+    """Tell the line an element was read from, counted from 1; 0 for one that was not read."""
+    return element.sourceline or 0
+
+
+def ensure(parent: Element, tag: str) -> Element:
+    """Find a child, or add an empty one."""
+    child = parent.find(tag)
+    return append(parent, etree.Element(tag)) if child is None else child
+
+
+def append(parent: Element, child: Element) -> Element:
+    """Add a child at the end, indented as its neighbours are."""
+    if len(parent):
+        last = parent[-1]
+        closing = last.tail
+        last.tail = parent.text if _is_indent(parent.text) else closing
+        child.tail = closing
+    else:
+        outer = _indent_of(parent)
+        parent.text = f"{outer}{INDENT}"
+        child.tail = outer
+    parent.append(child)
+    return child
+
+
+def insert(parent: Element, position: int, child: Element) -> None:
+    """Put a child before the one at a position, indented as its neighbours are."""
+    if position >= len(parent):
+        append(parent, child)
+        return
+    child.tail = parent.text if _is_indent(parent.text) else None
+    parent.insert(position, child)
+
+
+def remove(element: Element) -> int:
+    """Take an element out with the white space before it, keeping what follows it.
+
+    Returns:
+        The position it had among its parent's children.
+    """
+    parent = element.getparent()
+    assert parent is not None, "a root cannot be removed"
+    position = cast(int, parent.index(element))
+    before = parent[position - 1].tail if position else parent.text
+    after = element.tail or ""
+    kept = after if _is_indent(before) else f"{before or ''}{after}"
+    if position:
+        parent[position - 1].tail = kept
+    else:
+        parent.text = kept
+    element.tail = None
+    parent.remove(element)
+    return position
+
+
+def _is_indent(text: str | None) -> bool:
+    return text is None or not text.strip()
+
+
+def _indent_of(element: Element) -> str:
+    """What stands before an element's start tag: a newline and its depth."""
+    depth = sum(1 for _ in element.iterancestors())
+    previous = element.getprevious()
+    parent = element.getparent()
+    text = previous.tail if previous is not None else (parent.text if parent is not None else None)
+    if text and "\n" in text and _is_indent(text):
+        return "\n" + text.rsplit("\n", 1)[1]
+    return "\n" + INDENT * depth
+
+
+def domain_name(xml: str) -> str | None:
+    """Read the domain's name; None if the XML leaves it out."""
+    return _text(parse(xml), "name")
+
+
+def domain_uuid(xml: str) -> str | None:
+    """Read the domain's UUID as it is written; None if the XML leaves it out."""
+    return _text(parse(xml), "uuid")
+
+
+def _text(root: Element, tag: str) -> str | None:
+    return (root.findtext(tag) or "").strip() or None
+
+
+@attrs.frozen
+class NetworkUse:
+    """How a domain's first network interface reaches the world.
+
+    Args:
+        kind: ``user`` for user-mode networking, ``network`` for one of libvirt's, ``bridge``, ``other``, or
+            ``none`` if there is no interface.
+        name: of the network or the bridge.
+    """
+
+    kind: str
+    name: str = ""
+
+
+def network_of(xml: str) -> NetworkUse:
+    """Tell how the domain's first interface reaches the world."""
+    interface = parse(xml).find("devices/interface")
+    if interface is None:
+        return NetworkUse("none")
+    kind = interface.get("type", "")
+    source = interface.find("source")
+    if kind in ("network", "bridge"):
+        return NetworkUse(kind, "" if source is None else source.get(kind, ""))
+    return NetworkUse("user" if kind == "user" else "other")
+
+
+STREAMABLE = ("pty", "unix")
+"""Kinds of character device that virDomainOpenConsole can open."""
+
+
+def console_of(xml: str) -> bool:
+    """Tell whether the device that libvirt takes for the console can be opened as a stream."""
+    devices = parse(xml).find("devices")
+    if devices is None:
+        return False
+    # libvirt opens the first console, else the first serial port, and looks no further.
+    device = devices.find("console")
+    device = devices.find("serial") if device is None else device
+    return device is not None and device.get("type") in STREAMABLE
