@@ -79,7 +79,7 @@ def serialise(root: Element) -> str:
 
 def line_of(element: Element) -> int:
     """Tell the line an element was read from, counted from 1; 0 for one that was not read."""
-    return element.sourceline or 0
+    return cast("int | None", element.sourceline) or 0
 
 
 def ensure(parent: Element, tag: str) -> Element:
@@ -120,7 +120,7 @@ def remove(element: Element) -> int:
     """
     parent = element.getparent()
     assert parent is not None, "a root cannot be removed"
-    position = cast(int, parent.index(element))
+    position = parent.index(element)
     before = parent[position - 1].tail if position else parent.text
     after = element.tail or ""
     kept = after if _is_indent(before) else f"{before or ''}{after}"

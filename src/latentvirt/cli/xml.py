@@ -1,0 +1,224 @@
+"""`latentvirt xml`: the domain XML that a start would use, without a start."""
+
+from __future__ import annotations
+
+import posixpath
+from collections.abc import Sequence
+from typing import TextIO
+from uuid import NAMESPACE_URL, uuid5
+
+import click
+from lxml import etree
+
+from latentvirt import domainxml
+from latentvirt.capabilities import HostCapabilities, cpu_features_of, read_capabilities
+from latentvirt.config import Size
+from latentvirt.errors import ConfigError
+from latentvirt.names import (
+    FileName,
+    Ownership,
+    directory_name,
+    generated_domain_name,
+    slot_of_domain,
+    slot_of_number,
+)
+from latentvirt.spec import VirtType
+
+PLACEHOLDER_OWNER = "0" * 16
+PLACEHOLDER_START = "0" * 12
+PLACEHOLDER_NAME = "domain"
+
+HOW_TO_GET_CAPABILITIES = (
+    "run `virsh -c URI domcapabilities --virttype qemu > qemu.xml` on the host (and the same with kvm, and "
+    "`virsh -c URI capabilities`) and give each file with --capabilities"
+)
+
+CAPABILITIES_ROOT = "capabilities"
+DOMAIN_CAPABILITIES_ROOT = "domainCapabilities"
+
+
+@click.command(
+    epilog="Exit status: 0 printed, 1 the XML was refused (with the reason), 2 wrong command line."
+)
+@click.argument("file", type=click.File("r", encoding="utf-8"), required=False)
+@click.option("--generate", is_flag=True, help="Generate a domain instead of reading one.")
+@click.option(
+    "--capabilities",
+    "capability_files",
+    type=click.File("r", encoding="utf-8"),
+    multiple=True,
+    help="What `virsh domcapabilities` or `virsh capabilities` prints; repeat it for each file you have.",
+)
+@click.option(
+    "--predefined", is_flag=True, help="FILE is defined on the host, and its starts share its UUID."
+)
+@click.option("--name", help="Name of the domain.")
+@click.option("--memory", default="1 GiB", show_default=True, help="MiB, or with a unit; generated only.")
+@click.option("--vcpus", type=click.IntRange(min=1), default=1, show_default=True, help="Generated only.")
+@click.option("--hd-image", help="Path of the disk image that is replaced by an overlay.")
+@click.option("--base-image", help="Path of the image that the overlay stands on.")
+@click.option("--base-format", default="qcow2", show_default=True, help="Format of the base image.")
+@click.option("--network", default="user", show_default=True, help="libvirt's network; generated only.")
+@click.option(
+    "--virt-type",
+    type=click.Choice(["auto", "kvm", "qemu"]),
+    default="auto",
+    show_default=True,
+    help="auto is kvm where it really works; generated only.",
+)
+@click.option("--allow-shared", multiple=True, help="A thing that may outlive a start; repeat it for more.")
+def xml(
+    file: TextIO | None,
+    generate: bool,
+    capability_files: Sequence[TextIO],
+    predefined: bool,
+    name: str | None,
+    memory: str,
+    vcpus: int,
+    hd_image: str | None,
+    base_image: str | None,
+    base_format: str,
+    network: str,
+    virt_type: VirtType,
+    allow_shared: Sequence[str],
+) -> None:
+    """Print the domain XML that a start would use, for FILE (- is standard input) or generated.
+
+    No host is asked: the ids of owner and start are zeros, a base image's own backing chain is left out.
+    """
+    if generate == (file is not None):
+        raise click.UsageError("give either FILE or --generate")
+    if file is None:
+        if base_image is None:
+            raise click.UsageError("--generate needs --base-image, which the generated disk stands on")
+        slot = slot_of_number(0)
+        name = name or generated_domain_name(PLACEHOLDER_OWNER, slot)
+        text = domainxml.generate(
+            name=name,
+            uuid=_uuid(name),
+            capabilities=capabilities_from([each.read() for each in capability_files]),
+            size=Size(memory=memory, vcpus=vcpus),
+            network=network,
+            virt_type=virt_type,
+        )
+    else:
+        text = _read(file)
+        slot = slot_of_domain(name or domainxml.domain_name(text) or PLACEHOLDER_NAME)
+    click.echo(
+        preview(
+            text,
+            slot=slot,
+            name=name,
+            predefined=predefined,
+            hd_image=hd_image,
+            base_image=base_image,
+            base_format=base_format,
+            allow_shared=frozenset(allow_shared),
+        ),
+        nl=False,
+    )
+
+
+def preview(
+    text: str,
+    *,
+    slot: str,
+    name: str | None,
+    predefined: bool,
+    hd_image: str | None,
+    base_image: str | None,
+    base_format: str,
+    allow_shared: frozenset[str],
+) -> str:
+    """Make the XML of a start whose owner and start ids are zeros.
+
+    Raises:
+        ConfigError: no start could use the XML, or none freshly.
+    """
+    domainxml.check(
+        text, base_image=base_image, hd_image=hd_image, allow_shared=allow_shared, own_uuid=not predefined
+    )
+    ownership = Ownership(PLACEHOLDER_OWNER, slot, PLACEHOLDER_START)
+    folder = posixpath.join(
+        posixpath.dirname(hd_image or base_image or ""), directory_name(PLACEHOLDER_OWNER)
+    )
+
+    def path(kind: str, target: str) -> str:
+        return posixpath.join(folder, str(FileName(slot, PLACEHOLDER_START, kind, target)))
+
+    overlays = []
+    vars_path = None
+    if base_image is not None:
+        for disk in domainxml.writable_disks(text, hd_image=hd_image, allow_shared=allow_shared):
+            layer = _layer(disk, base_image, base_format)
+            overlays.append(domainxml.Overlay(disk.target, path("overlay", disk.target), (layer,)))
+        if domainxml.uses_vars(text) and "nvram" not in allow_shared:
+            vars_path = path("vars", "nvram")
+    fresh = not predefined and domainxml.has_emulated_tpm(text)
+    return domainxml.rewrite(
+        text,
+        name=name,
+        uuid=_uuid(f"{slot}.{PLACEHOLDER_START}") if fresh else None,
+        ownership=ownership,
+        overlays=overlays,
+        vars_path=vars_path,
+    )
+
+
+def capabilities_from(texts: Sequence[str]) -> HostCapabilities:
+    """Read a host's capabilities from what virsh printed, in any order.
+
+    Raises:
+        ConfigError: a text is something else, or the one that is needed is missing.
+    """
+    host, domains = None, {}
+    features: frozenset[str] = frozenset()
+    for text in texts:
+        root = _root(text)
+        if root.tag == CAPABILITIES_ROOT:
+            host = text
+            features |= cpu_features_of(text)
+        elif root.tag == DOMAIN_CAPABILITIES_ROOT:
+            domains[(root.findtext("domain") or "").strip()] = text
+        else:
+            raise ConfigError(f"<{root.tag!s}> is not a host's capabilities", remedy=HOW_TO_GET_CAPABILITIES)
+    kvm = domains.get("kvm")
+    described = domains.get("qemu", kvm)
+    if described is None:
+        raise ConfigError(
+            "a host's domain capabilities are needed to generate for it", remedy=HOW_TO_GET_CAPABILITIES
+        )
+    if kvm is not None:
+        features |= cpu_features_of(kvm)
+    return read_capabilities(host, described, kvm_domain_capabilities_xml=kvm, host_cpu_features=features)
+
+
+def _root(text: str) -> etree._Element:
+    try:
+        return etree.fromstring(text.encode(), etree.XMLParser(encoding="utf-8", resolve_entities=False))
+    except etree.XMLSyntaxError as error:
+        raise ConfigError(
+            f"the capabilities cannot be read: {error.msg}", remedy=HOW_TO_GET_CAPABILITIES
+        ) from error
+
+
+def _read(file: TextIO) -> str:
+    try:
+        return file.read()
+    except UnicodeDecodeError as error:
+        raise ConfigError(f"{file.name} is not UTF-8 text: {error.reason} at byte {error.start}") from error
+
+
+def _layer(disk: domainxml.WritableDisk, base_image: str, base_format: str) -> domainxml.Layer:
+    source = disk.source
+    if disk.system or source is None:
+        return domainxml.Layer(base_image, base_format)
+    # libvirt takes a disk of which it is told no format for a raw one.
+    format = source.format or "raw"
+    if source.kind == "volume":
+        return domainxml.Layer(f"{source.pool}/{source.path}", format)
+    return domainxml.Layer(source.path, format, source.kind)
+
+
+def _uuid(text: str) -> str:
+    return str(uuid5(NAMESPACE_URL, f"urn:latentvirt:{text}"))
