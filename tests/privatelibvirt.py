@@ -87,6 +87,18 @@ class PrivateLibvirtd:
         """Let the daemon go on after `stop_signal`."""
         os.kill(self.pid, signal.SIGCONT)
 
+    def clear(self) -> None:
+        """Destroy what still runs, through libvirt, which then takes its labels off images and kernels.
+
+        A label (an extended attribute) that stays would make the next test's QEMU, under another user, refuse
+        them.
+        """
+        if self._daemon.ended:
+            self._start()
+        self.cont()
+        for domain in self.virsh("list", "--name").split():
+            self.virsh("destroy", domain)
+
     def qemu_pid(self, domain: str) -> int:
         """Return the process id of a running domain's QEMU, as the machine knows it."""
         pid_file = self.sandbox.root / "run" / "libvirt" / "qemu" / f"{domain}.pid"
@@ -131,7 +143,10 @@ def private_libvirtd(
             if network:
                 daemon.virsh("net-define", str(NETWORK_XML))
                 daemon.virsh("net-start", "buildbot-network")
-            yield daemon
+            try:
+                yield daemon
+            finally:
+                daemon.clear()
     finally:
         shutil.rmtree(socket_folder)
 

@@ -157,13 +157,18 @@ class Daemon:
             time.sleep(POLL)
         self.pid = int(found[0])
 
+    @property
+    def ended(self) -> bool:
+        """Whether the command has ended."""
+        return self._process.poll() is not None
+
     def check(self) -> None:
         """Raise, with the end of its log, if the command has ended."""
-        if self._process.poll() is not None:
+        if self.ended:
             raise RuntimeError(f"{self._process.args!r} ended: {self.log.read_text()[-4000:]}")
 
     def stop(self, sig: signal.Signals = signal.SIGTERM) -> None:
         """Send a signal that ends it, and wait until it has."""
-        if self._process.poll() is None:
+        if not self.ended:
             os.kill(self.pid, sig)
             self._process.wait(STOP_DEADLINE)
