@@ -1,0 +1,651 @@
+#!/usr/bin/env python3
+# Copyright The latentvirt authors
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""Run a Buildbot worker in a VM whose name and password the host tells it.
+
+The helper imports all that a worker needs, says "ready" on a virtio-serial port and waits. A VM whose memory
+is saved at this point can be woken for any build: it hears its identity, the time and some entropy, and
+attaches at once. Where nobody answers, a static identity from a file is used. README.md describes the
+installation; everything that differs by operating system is in the class `System` and its children.
+
+Needs Python 3.10, buildbot-worker 3.7 or later, and nothing else.
+"""
+
+from __future__ import annotations
+
+import argparse
+import base64
+import json
+import os
+import platform
+import random
+import re
+import socket
+import sys
+import time
+from typing import Any, Callable, NamedTuple
+
+VERSION = "1"
+PROTOCOL = 1
+PORT_NAME = "org.latentvirt.worker.0"
+MAX_LINE = 64 * 1024
+
+READY_EVERY_S = 1.0
+IDLE_S = 0.05
+"""How long to sleep where the system cannot wait for us: no host holds the other end of the port."""
+PORT_GRACE_S = 2.0
+"""How long the port may take to show up after its device did."""
+REOPEN_S = 1.0
+CHANNEL_WAIT_S = 10.0
+HOSTNAME_WAIT_S = 60.0
+CLOCK_TOLERANCE_S = 0.5
+KEEPALIVE_S = 600
+RETRY_FIRST_S, RETRY_MOST_S, RETRY_FACTOR = 0.1, 2.0, 1.5
+
+
+class HelperError(Exception):
+    """What went wrong, as one sentence that contains no secret."""
+
+
+def note(text: str) -> None:
+    print(f"latentvirt: {text}", flush=True)
+
+
+# ---------------------------------------------------------------------------------------------------------
+# What differs by operating system
+
+
+class Port:
+    """A non-blocking file descriptor of the port, on systems that can poll one."""
+
+    def __init__(self, fd: int) -> None:
+        import select
+
+        os.set_blocking(fd, False)
+        self._fd = fd
+        self._in = select.POLLIN
+        self._poll = select.poll()
+        self._poll.register(fd, select.POLLIN)
+
+    def read(self, timeout_s: float) -> bytes | None:
+        """Wait for what the host says: bytes, b"" where nothing came in time, None while no host is there."""
+        events = self._poll.poll(max(0.0, timeout_s) * 1000)
+        if not events:
+            return b""
+        if events[0][1] & self._in:
+            try:
+                data = os.read(self._fd, MAX_LINE)
+            except BlockingIOError:
+                return b""
+            except OSError:
+                data = b""
+            if data:
+                return data
+        # Hung up: poll returns at once until a host opens its end.
+        time.sleep(min(IDLE_S, max(0.0, timeout_s)))
+        return None
+
+    def write(self, data: bytes) -> int:
+        """Hand bytes to the host; return how many were taken, 0 while it takes none."""
+        try:
+            return os.write(self._fd, data)
+        except OSError:
+            return 0
+
+    def close(self) -> None:
+        os.close(self._fd)
+
+
+class System:
+    """What a Unix can do without special knowledge; the children know the rest."""
+
+    name = "unix"
+    basedir = "/var/lib/latentvirt/worker"
+    config = "/etc/latentvirt/worker.json"
+    user: str | None = "buildbot"
+    path = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
+
+    def port_path(self) -> str | None:
+        """Find the port; None if there is none now."""
+        return None
+
+    def port_may_come(self) -> bool:
+        """Whether the port's device is there, so that the port may show up within moments."""
+        return False
+
+    def open_port(self, path: str) -> Port:
+        return Port(os.open(path, os.O_RDWR | os.O_NONBLOCK | os.O_NOCTTY | os.O_CLOEXEC))
+
+    def set_clock(self, now: float) -> None:
+        time.clock_settime(time.CLOCK_REALTIME, now)
+
+    def add_entropy(self, data: bytes) -> None:
+        with open("/dev/random", "wb", buffering=0) as device:
+            device.write(data)
+
+    def dhcp_hostname(self) -> str | None:
+        """Return the name that DHCP gave, None if there is none yet.
+
+        The DHCP client sets the host name from it; an image that waits for one is called ``localhost``.
+        """
+        name = socket.gethostname().split(".")[0]
+        return None if name in ("", "localhost", "amnesiac") else name
+
+    def become(self, user: str) -> None:
+        """Give up root for good, in this process, and make the environment that user's."""
+        import pwd
+
+        entry = pwd.getpwnam(user)
+        if os.getuid() != entry.pw_uid:
+            os.initgroups(user, entry.pw_gid)
+            os.setgid(entry.pw_gid)
+            os.setuid(entry.pw_uid)
+        shell = entry.pw_shell if os.access(entry.pw_shell, os.X_OK) else "/bin/sh"
+        os.environ.update(HOME=entry.pw_dir, USER=user, LOGNAME=user, SHELL=shell, PATH=self.path)
+        os.environ.setdefault("LANG", "C.UTF-8")
+
+    def make_basedir(self, path: str, user: str | None) -> None:
+        import pwd
+
+        info = os.path.join(path, "info")
+        os.makedirs(info, exist_ok=True)
+        if user is not None and os.getuid() == 0:
+            entry = pwd.getpwnam(user)
+            for folder in (path, info):
+                os.chown(folder, entry.pw_uid, entry.pw_gid)
+
+
+class Linux(System):
+    name = "linux"
+    _ports = "/sys/class/virtio-ports"
+    _devices = "/sys/bus/virtio/devices"
+    _leases = "/run/systemd/netif/leases"
+    _serial_device = 3  # virtio's number for a console or serial device
+
+    def port_path(self) -> str | None:
+        # udev's /dev/virtio-ports comes later than the kernel's own name for the port.
+        for port in _listdir(self._ports):
+            if _read_text(f"{self._ports}/{port}/name") == PORT_NAME:
+                return f"/dev/{port}"
+        link = f"/dev/virtio-ports/{PORT_NAME}"
+        return link if os.path.exists(link) else None
+
+    def port_may_come(self) -> bool:
+        numbers = (_read_text(f"{self._devices}/{device}/device") for device in _listdir(self._devices))
+        return any(number and int(number, 16) == self._serial_device for number in numbers)
+
+    def add_entropy(self, data: bytes) -> None:
+        import fcntl
+        import struct
+
+        rndaddentropy, rndreseedcrng = 0x40085203, 0x5207  # linux/random.h
+        with open("/dev/random", "wb", buffering=0) as device:
+            try:
+                header = struct.pack("ii", len(data) * 8, len(data))
+                fcntl.ioctl(device, rndaddentropy, header + data)
+                # Without it the generator goes on from its old, perhaps repeated state for up to a minute.
+                fcntl.ioctl(device, rndreseedcrng)
+            except OSError:
+                device.write(data)  # mixed in, but not credited
+
+    def dhcp_hostname(self) -> str | None:
+        # systemd-networkd needs D-Bus and polkit to set the host name; its lease file has it without them.
+        for lease in _listdir(self._leases):
+            for line in (_read_text(f"{self._leases}/{lease}") or "").splitlines():
+                if line.startswith("HOSTNAME="):
+                    name = line.partition("=")[2].split(".")[0]
+                    if name and os.getuid() == 0:
+                        socket.sethostname(name)
+                    return name or None
+        return super().dhcp_hostname()
+
+
+class FreeBSD(System):
+    """Untried."""
+
+    name = "freebsd"
+    config = "/usr/local/etc/latentvirt/worker.json"
+    path = "/sbin:/bin:/usr/sbin:/usr/bin:/usr/local/sbin:/usr/local/bin"
+
+    def port_path(self) -> str | None:
+        path = f"/dev/vtcon/{PORT_NAME}"  # virtio_console(4)
+        return path if os.path.exists(path) else None
+
+    def open_port(self, path: str) -> Port:
+        import tty
+
+        fd = os.open(path, os.O_RDWR | os.O_NONBLOCK | os.O_NOCTTY | os.O_CLOEXEC)
+        tty.setraw(fd)  # the port is a terminal there
+        return Port(fd)
+
+
+class WindowsPort:
+    """The port as the vioserial driver shows it: one opener, so reads and writes must overlap. Untried."""
+
+    def __init__(self, path: str) -> None:
+        import _winapi
+
+        self._api: Any = _winapi
+        self._handle = _winapi.CreateFile(
+            path,
+            _winapi.GENERIC_READ | _winapi.GENERIC_WRITE,
+            0,
+            _winapi.NULL,
+            _winapi.OPEN_EXISTING,
+            _winapi.FILE_FLAG_OVERLAPPED,
+            _winapi.NULL,
+        )
+        self._reading: Any = None
+
+    def read(self, timeout_s: float) -> bytes | None:
+        wait_ms = int(max(0.0, timeout_s) * 1000)
+        try:
+            if self._reading is None:
+                self._reading, _ = self._api.ReadFile(self._handle, MAX_LINE, overlapped=True)
+            if self._api.WaitForSingleObject(self._reading.event, wait_ms) != self._api.WAIT_OBJECT_0:
+                return b""
+            reading, self._reading = self._reading, None
+            reading.GetOverlappedResult(False)
+            return bytes(reading.getbuffer() or b"") or None
+        except OSError:
+            self._reading = None
+            time.sleep(min(IDLE_S, max(0.0, timeout_s)))
+            return None
+
+    def write(self, data: bytes) -> int:
+        try:
+            writing, _ = self._api.WriteFile(self._handle, data, overlapped=True)
+            if self._api.WaitForSingleObject(writing.event, int(IDLE_S * 1000)) != self._api.WAIT_OBJECT_0:
+                writing.cancel()
+            return int(writing.GetOverlappedResult(True)[0])
+        except OSError:
+            return 0
+
+    def close(self) -> None:
+        self._api.CloseHandle(self._handle)
+
+
+class Windows(System):
+    """Untried."""
+
+    name = "windows"
+    user = None  # the service's account
+
+    def __init__(self) -> None:
+        data = os.environ.get("ProgramData", r"C:\ProgramData")
+        self.basedir = os.path.join(data, "latentvirt", "worker")
+        self.config = os.path.join(data, "latentvirt", "worker.json")
+
+    def port_path(self) -> str | None:
+        return rf"\\.\Global\{PORT_NAME}"  # cannot be looked for, only opened
+
+    def open_port(self, path: str) -> Any:
+        return WindowsPort(path)
+
+    def set_clock(self, now: float) -> None:
+        import ctypes
+
+        utc = time.gmtime(now)
+        weekday = (utc.tm_wday + 1) % 7  # SYSTEMTIME counts from Sunday
+        fields = (utc.tm_year, utc.tm_mon, weekday, utc.tm_mday, utc.tm_hour, utc.tm_min, utc.tm_sec)
+        systemtime = (ctypes.c_uint16 * 8)(*fields, int(now % 1 * 1000))
+        if not ctypes.windll.kernel32.SetSystemTime(ctypes.byref(systemtime)):  # type: ignore[attr-defined]
+            raise OSError("SetSystemTime refused; the service's account needs SeSystemtimePrivilege")
+
+    def add_entropy(self, data: bytes) -> None:
+        raise OSError("Windows takes no entropy from programs; give the VM a virtio-rng device")
+
+    def become(self, user: str) -> None:
+        raise HelperError('"user" cannot be chosen on Windows; choose the account of the service')
+
+    def make_basedir(self, path: str, user: str | None) -> None:
+        os.makedirs(os.path.join(path, "info"), exist_ok=True)
+
+
+def this_system() -> System:
+    systems: dict[str, type[System]] = {"linux": Linux, "freebsd": FreeBSD, "win32": Windows}
+    for prefix, system in systems.items():
+        if sys.platform.startswith(prefix):
+            return system()
+    return System()
+
+
+def _listdir(path: str) -> list[str]:
+    try:
+        return sorted(os.listdir(path))
+    except OSError:
+        return []
+
+
+def _read_text(path: str) -> str | None:
+    try:
+        with open(path, encoding="utf-8") as file:
+            return file.read().strip()
+    except OSError:
+        return None
+
+
+# ---------------------------------------------------------------------------------------------------------
+# Who the worker is
+
+
+class Identity(NamedTuple):
+    name: str
+    password: str
+    host: str
+    port: int
+    time: float | None = None
+    entropy: bytes = b""
+    start: str = ""
+
+    def __repr__(self) -> str:
+        return f"Identity({self.name!r} at {self.host}:{self.port})"
+
+
+class Config(NamedTuple):
+    static: bool = False
+    name: str | None = None
+    password: str = ""
+    master: str = ""
+    user: str | None = None
+    basedir: str = ""
+    channel_wait_s: float = CHANNEL_WAIT_S
+    keepalive_s: float = KEEPALIVE_S
+    protocol: str = "pb"
+
+    def __repr__(self) -> str:
+        return f"Config({self.name!r} at {self.master!r} as {self.user!r} in {self.basedir!r})"
+
+
+def parse_master(text: object) -> tuple[str, int]:
+    """Read ``host:port``, with the brackets of an IPv6 address or without."""
+    found = re.fullmatch(r"(?:\[([^\]]+)\]|([^\[\]]+)):(\d{1,5})", text) if isinstance(text, str) else None
+    if not found or not 0 < int(found[3]) < 65536:
+        raise HelperError('"master" must be "host:port"')
+    return found[1] or found[2], int(found[3])
+
+
+def parse_identity(line: bytes) -> Identity:
+    """Read the host's line.
+
+    Raises:
+        HelperError: it is not an identity; the message says why and holds nothing of the line's values.
+    """
+    try:
+        said = json.loads(line)
+    except ValueError:  # also bad UTF-8
+        raise HelperError("the line is not JSON in UTF-8") from None
+    if not isinstance(said, dict):
+        raise HelperError("the line is not a JSON object")
+    if said.get("latentvirt") != PROTOCOL:
+        raise HelperError(f'this helper speaks "latentvirt": {PROTOCOL} only')
+    if said.get("say") != "identity":
+        raise HelperError('the host can only say "identity" here')
+    for key in ("name", "password"):
+        if not isinstance(said.get(key), str) or not said[key]:
+            raise HelperError(f'"{key}" must be a text that is not empty')
+    host, port = parse_master(said.get("master"))
+    now = said.get("time")
+    if now is not None and (isinstance(now, bool) or not isinstance(now, (int, float)) or not now > 0):
+        raise HelperError('"time" must be seconds since 1970')
+    try:
+        entropy = base64.b64decode(said.get("entropy", ""), validate=True)
+    except (ValueError, TypeError):
+        raise HelperError('"entropy" must be base64') from None
+    return Identity(said["name"], said["password"], host, port, now, entropy, str(said.get("start", "")))
+
+
+def read_config(path: str, system: System) -> Config:
+    """Read the configuration; what it does not say is the system's way. A missing file says nothing."""
+    try:
+        with open(path, encoding="utf-8") as file:
+            said = json.load(file)
+    except FileNotFoundError:
+        said = {}
+    except (OSError, ValueError) as error:
+        raise HelperError(f"{path} cannot be read as JSON: {type(error).__name__}") from None
+    if not isinstance(said, dict):
+        raise HelperError(f"{path} is not a JSON object")
+    config = Config(user=system.user, basedir=system.basedir)
+    given = {key: said[key] for key in Config._fields if key in said and key != "static"}
+    static = "password" in given or "master" in given
+    config = config._replace(static=static, **given)
+    if static:
+        if not config.password or not isinstance(config.password, str):
+            raise HelperError(f'{path}: a static identity needs a "password"')
+        if config.name is not None and not (isinstance(config.name, str) and config.name):
+            raise HelperError(f'{path}: "name" must be a text, or null to take the name that DHCP gives')
+        try:
+            parse_master(config.master)
+        except HelperError as error:
+            raise HelperError(f"{path}: {error}") from None
+    return config
+
+
+def static_identity(config: Config, system: System) -> Identity:
+    """Make the identity of the configuration, waiting for DHCP's name where it says so."""
+    host, port = parse_master(config.master)
+    name = config.name
+    if name is None:
+        note("waiting for a host name from DHCP")
+        until = time.monotonic() + HOSTNAME_WAIT_S
+        while name is None:
+            name = system.dhcp_hostname()
+            if name is None:
+                if time.monotonic() > until:
+                    raise HelperError(
+                        f"DHCP gave no host name within {HOSTNAME_WAIT_S:.0f} s; "
+                        "let the network's DHCP send one, or name the worker in the configuration"
+                    )
+                time.sleep(IDLE_S)
+    return Identity(name, config.password, host, port)
+
+
+# ---------------------------------------------------------------------------------------------------------
+# The channel
+
+
+class Channel:
+    """Says and hears lines on a port; a line too long or half said by a host that left is dropped."""
+
+    def __init__(self, port: Port | WindowsPort) -> None:
+        self._port = port
+        self._heard = b""
+        self._unsaid = b""
+
+    def say(self, **what: object) -> None:
+        # What no host took is stale by the time one comes: only a line that was begun is ended.
+        begun = self._unsaid
+        self._unsaid = begun + json.dumps({"latentvirt": PROTOCOL, **what}).encode() + b"\n"
+        taken = self._port.write(self._unsaid)
+        if taken < len(begun):
+            self._unsaid = begun[taken:]
+        elif taken == len(begun):
+            self._unsaid = b""
+        else:
+            self._unsaid = self._unsaid[taken:]
+
+    def hear(self, timeout_s: float) -> bytes | None:
+        """Return one line, or None if none came in time.
+
+        Raises:
+            HelperError: the host said more than a line may hold.
+        """
+        until = time.monotonic() + timeout_s
+        while True:
+            line, newline, rest = self._heard.partition(b"\n")
+            if newline:
+                self._heard = rest
+                return line
+            if len(self._heard) > MAX_LINE:
+                self._heard = b""
+                raise HelperError(f"a line holds at most {MAX_LINE} bytes")
+            left = until - time.monotonic()
+            if left <= 0:
+                return None
+            data = self._port.read(left)
+            if data is None:
+                self._heard = b""
+            else:
+                self._heard += data
+
+
+def wait_for_identity(
+    channel: Channel, system: System, wait_s: float | None, clock: Callable[[], float] = time.monotonic
+) -> Identity | None:
+    """Say ready until the host says who we are; None if it did not within `wait_s` (None: for ever)."""
+    until = None if wait_s is None else clock() + wait_s
+    next_ready = clock()
+    while until is None or clock() < until:
+        if clock() >= next_ready:
+            channel.say(say="ready", helper=VERSION, system=system.name)
+            next_ready = clock() + READY_EVERY_S
+        try:
+            line = channel.hear(max(0.0, min(next_ready, until or next_ready) - clock()))
+            if line is not None and line.strip():
+                return parse_identity(line)
+        except HelperError as error:
+            note(f"the host said something else than an identity: {error}")
+            channel.say(say="error", why=str(error))
+    return None
+
+
+def open_channel(system: System, wait: bool, path: str | None = None) -> Channel | None:
+    """Open the port; None if there is none and nobody told us to `wait` for one."""
+    until = time.monotonic() + PORT_GRACE_S
+    told = False
+    while True:
+        found = path or system.port_path()
+        if found:
+            try:
+                return Channel(system.open_port(found))
+            except OSError as error:
+                why = f"the port {found} cannot be opened ({error.strerror})"
+        else:
+            why = f"there is no virtio-serial port {PORT_NAME}"
+        if not wait and (time.monotonic() > until or not (found or system.port_may_come())):
+            note(why)
+            return None
+        if not told:
+            note(f"{why}; waiting for it")
+            told = True
+        time.sleep(IDLE_S if time.monotonic() < until else REOPEN_S)
+
+
+# ---------------------------------------------------------------------------------------------------------
+# The worker
+
+
+def settle(system: System, identity: Identity) -> None:
+    """Put right what a VM that slept, or was copied, has wrong: the clock and the random numbers."""
+    if identity.time is not None and abs(time.time() - identity.time) > CLOCK_TOLERANCE_S:
+        try:
+            system.set_clock(identity.time)
+        except OSError as error:
+            note(f"the clock stays {identity.time - time.time():+.1f} s off: {error}")
+    if identity.entropy:
+        try:
+            system.add_entropy(identity.entropy)
+        except OSError as error:
+            note(f"the system's random numbers were not stirred: {error}")
+    random.seed(identity.entropy + os.urandom(32))
+
+
+def import_worker() -> None:
+    """Import all that an attached worker needs, so that nothing is left to load after a thaw."""
+    import encodings.idna  # noqa: F401
+    import multiprocessing  # noqa: F401
+
+    import buildbot_worker.bot
+    import buildbot_worker.commands.registry as registry
+    import twisted.internet.reactor
+    import twisted.spread.banana  # noqa: F401
+
+    for command in registry.getAllCommandNames():
+        registry.getFactory(command)
+
+
+def write_info(basedir: str, identity: Identity) -> None:
+    """Tell the master's pages who this is; what the image's maker wrote into ``admin`` stays."""
+    info = os.path.join(basedir, "info")
+    admin = os.path.join(info, "admin")
+    if not os.path.exists(admin):
+        with open(admin, "w", encoding="utf-8") as file:
+            file.write("a VM started by latentvirt for one build\n")
+    started = f", start {identity.start}" if identity.start else ""
+    with open(os.path.join(info, "host"), "w", encoding="utf-8") as file:
+        file.write(f"{identity.name}{started}: {platform.platform()}, {os.cpu_count()} CPUs\n")
+
+
+def run_worker(config: Config, identity: Identity) -> int:
+    """Attach as `identity` and work until the master or the system says to stop."""
+    import buildbot_worker.pb
+    from buildbot_worker.bot import Worker
+    from twisted.application import service
+    from twisted.application.internet import backoffPolicy
+    from twisted.internet import reactor
+    from twisted.python import log
+
+    write = log.FileLogObserver(sys.stdout).emit
+
+    def emit(event: dict[str, Any]) -> None:
+        # A build's environment may hold secrets, and our output is shown on a console that others read.
+        if not str(event.get("message", ("",))[0:1]).lstrip("('\" ").startswith("environment:"):
+            write(event)
+
+    log.startLoggingWithObserver(emit, setStdout=False)
+    # The worker has no argument for it, and its own way waits up to a minute between two tries.
+    buildbot_worker.pb.backoffPolicy = lambda: backoffPolicy(RETRY_FIRST_S, RETRY_MOST_S, RETRY_FACTOR)
+    worker = Worker(
+        identity.host,
+        identity.port,
+        identity.name,
+        identity.password,
+        config.basedir,
+        config.keepalive_s,
+        umask=0o022,
+        protocol=config.protocol,
+    )
+    application = service.MultiService()
+    worker.setServiceParent(application)
+    reactor.callWhenRunning(application.startService)
+    reactor.addSystemEventTrigger("before", "shutdown", application.stopService)
+    reactor.run()
+    return 0
+
+
+def main(argv: list[str] | None = None) -> int:
+    system = this_system()
+    parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
+    parser.add_argument("--config", default=system.config, help="configuration (default: %(default)s)")
+    parser.add_argument("--port", help="path of the port, where it cannot be found by its name")
+    parser.add_argument("--version", action="version", version=VERSION)
+    arguments = parser.parse_args(argv)
+    try:
+        config = read_config(arguments.config, system)
+        import_worker()
+        system.make_basedir(config.basedir, config.user)
+        channel = open_channel(system, wait=not config.static, path=arguments.port)
+        identity = None
+        if channel is not None:
+            note("ready")
+            identity = wait_for_identity(channel, system, config.channel_wait_s if config.static else None)
+        by_channel = identity is not None
+        if identity is None:
+            identity = static_identity(config, system)
+        settle(system, identity)
+        if config.user is not None:
+            system.become(config.user)
+        os.chdir(config.basedir)
+        write_info(config.basedir, identity)
+        note(f"attaching as {identity.name} to {identity.host}:{identity.port}")
+        if by_channel and channel is not None:
+            channel.say(say="attaching")
+    except (HelperError, ImportError, KeyError, OSError) as error:
+        note(f"cannot go on: {error}")
+        return 1
+    return run_worker(config, identity)
+
+
+if __name__ == "__main__":
+    sys.exit(main())
