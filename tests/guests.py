@@ -8,10 +8,13 @@ from __future__ import annotations
 
 import fcntl
 import hashlib
+import lzma
 import os
+import re
 import shutil
 import subprocess
 import tempfile
+import time
 from collections.abc import Callable
 from pathlib import Path
 
@@ -24,15 +27,10 @@ BUSYBOX_INIT = Path(__file__).resolve().parent / "busybox-init.sh"
 DEBIAN_OPTIONS = ("--release", "bookworm", "--size", "2G")
 ROOT = "root=LABEL=latentvirt-root rootfstype=ext4 rw console=ttyS0"
 KERNEL_PACKAGE = "linux-image-cloud-amd64"
-BUSYBOX = Path("/bin/busybox")
-BUSYBOX_MODULES = (
-    "virtio_pci",
-    "virtio_blk",
-    "virtio_net",
-    "virtio_console",
-    "virtio-rng",
-    "pvpanic-pci",
-)
+BUSYBOX_PACKAGE = "busybox-static"
+BUSYBOX_MODULES = ("virtio_pci", "virtio_blk", "virtio_net", "virtio_console", "virtio_rng", "pvpanic_pci")
+UNUSED_S = 24 * 3600
+"""After how long a guest that nobody asked for is removed, once another of its kind is built."""
 
 
 @attrs.frozen
@@ -94,6 +92,10 @@ def cached(name: str, inputs: list[bytes], build: Callable[[Path], None]) -> Pat
                 new.rename(folder)
             finally:
                 shutil.rmtree(new, ignore_errors=True)
+            for other in cache.glob(f"{name}-*"):
+                if other.stat().st_mtime < time.time() - UNUSED_S:
+                    shutil.rmtree(other, ignore_errors=True)
+        os.utime(folder)
     return folder
 
 
@@ -111,3 +113,82 @@ def debian_image() -> DebianGuest:
     folder = cached("debian", [*inputs, " ".join(DEBIAN_OPTIONS).encode()], build)
     disk = folder / "debian.qcow2"
     return DebianGuest(disk, folder / "debian.qcow2.vmlinuz", folder / "debian.qcow2.initrd")
+
+
+def busybox_guest() -> BusyBoxGuest:
+    """Return the busybox guest, building it (a few seconds, a download of 30 MB) if its inputs changed."""
+    kernel = _newest(KERNEL_PACKAGE)
+
+    def build(folder: Path) -> None:
+        with tempfile.TemporaryDirectory(prefix="latentvirt-busybox-") as temporary:
+            tree = Path(temporary)
+            for package in (kernel, BUSYBOX_PACKAGE):
+                _unpack(package, tree)
+            shutil.copyfile(next(tree.glob("boot/vmlinuz-*")), folder / "vmlinuz")
+            files = {"init": BUSYBOX_INIT.read_bytes(), "bin/busybox": (tree / "bin/busybox").read_bytes()}
+            for number, (name, data) in enumerate(_modules_in_order(tree)):
+                files[f"modules/{number:02}-{name}.ko"] = data
+            (folder / "initrd").write_bytes(cpio(files))
+
+    inputs = [BUSYBOX_INIT.read_bytes(), kernel.encode(), " ".join(BUSYBOX_MODULES).encode(), _OWN_TEXT]
+    folder = cached("busybox", inputs, build)
+    return BusyBoxGuest(folder / "vmlinuz", folder / "initrd")
+
+
+def cpio(files: dict[str, bytes]) -> bytes:
+    """Pack executable files, and the folders that they need, as the kernel wants its RAM disk."""
+    folders = {str(parent) for name in files for parent in Path(name).parents} - {"."}
+    entries = [(name, 0o040755, b"") for name in sorted(folders)]
+    entries += [(name, 0o100755, data) for name, data in files.items()]
+    entries.append(("TRAILER!!!", 0, b""))
+    packed = bytearray()
+    for number, (name, mode, data) in enumerate(entries, 1):
+        numbers = (number, mode, 0, 0, 1, 0, len(data), 0, 0, 0, 0, len(name) + 1, 0)
+        packed += b"070701" + b"".join(b"%08X" % value for value in numbers) + name.encode() + b"\0"
+        packed += bytes(-len(packed) % 4) + data
+        packed += bytes(-len(packed) % 4)
+    return bytes(packed)
+
+
+def _newest(metapackage: str) -> str:
+    """Name the package that a metapackage stands for now."""
+    command = ["apt-cache", "--no-recommends", "depends", metapackage]
+    depends = subprocess.run(command, capture_output=True, text=True, check=True).stdout
+    found = re.search(r"Depends: (linux-image-\S+)", depends)
+    if not found:
+        raise RuntimeError(f"apt knows no {metapackage}; run: apt-get update")
+    return found[1]
+
+
+def _unpack(package: str, tree: Path) -> None:
+    """Fetch a package and unpack it, without installing it."""
+    with tempfile.TemporaryDirectory(prefix="latentvirt-deb-") as folder:
+        # As root, apt wants to become a user who could not write into our folder.
+        subprocess.run(
+            ["apt-get", "-q", "-o", "APT::Sandbox::User=root", "download", package], cwd=folder, check=True
+        )
+        for deb in Path(folder).glob("*.deb"):
+            subprocess.run(["dpkg-deb", "-x", deb, tree], check=True)
+
+
+def _modules_in_order(tree: Path) -> list[tuple[str, bytes]]:
+    """Find the modules wanted and what they need, each after all that it needs."""
+    found = tree.glob("lib/modules/**/*.ko*")
+    files = {file.name.partition(".")[0].replace("-", "_"): file for file in found}
+    order: dict[str, bytes] = {}
+
+    def add(name: str) -> None:
+        data = files[name].read_bytes()
+        if files[name].suffix == ".xz":
+            data = lzma.decompress(data)
+        needs = re.search(rb"\0depends=([^\0]+)\0", data)
+        for needed in needs[1].decode().split(",") if needs else []:
+            add(needed.replace("-", "_"))
+        order.setdefault(name, data)
+
+    for module in BUSYBOX_MODULES:
+        add(module)
+    return list(order.items())
+
+
+_OWN_TEXT = Path(__file__).read_bytes()

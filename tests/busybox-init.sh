@@ -1,0 +1,77 @@
+#!/bin/busybox sh
+# Process 1 of the busybox test guest. Words on the kernel's command line say what it does:
+#
+#   mark=TEXT      write TEXT at the start of /dev/vda, after saying what was there
+#   channel        say ready on the channel each second, say whose identity came, answer attaching
+#   dhcp           ask for an address and say which address and host name came
+#   after=N:WHAT   N seconds after start: panic, poweroff, reboot, fill (/dev/vda with zeroes) or hang
+/bin/busybox mkdir -p /proc /sys /dev /bin
+/bin/busybox --install -s /bin
+mount -t proc none /proc
+mount -t sysfs none /sys
+mount -t devtmpfs none /dev
+exec </dev/console >/dev/console 2>&1
+for module in /modules/*; do insmod "$module"; done
+
+say() { echo "latentvirt-busybox: $*"; }
+
+begins() { dd if=/dev/vda bs=32 count=1 2>/dev/null | tr -c ' -~' .; }
+
+channel() {
+    for port in /sys/class/virtio-ports/*; do
+        [ "$(cat "$port/name" 2>/dev/null)" = org.latentvirt.worker.0 ] && break
+        port=
+    done
+    [ -n "$port" ] || { say "no channel"; return; }
+    exec 3<>"/dev/${port##*/}"
+    while :; do
+        # Waits here for as long as no host holds the other end.
+        echo '{"latentvirt": 1, "say": "ready", "helper": "busybox", "system": "linux"}' >&3
+        read -r -t 1 line <&3 || continue
+        name=$(echo "$line" | sed -n 's/.*"name": *"\([^"]*\)".*/\1/p')
+        [ -n "$name" ] && break
+        echo '{"latentvirt": 1, "say": "error", "why": "no name in what the host said"}' >&3
+    done
+    say "identity: $name"
+    echo '{"latentvirt": 1, "say": "attaching"}' >&3
+    while :; do sleep 3600; done
+}
+
+dhcp() {
+    printf '#!/bin/sh\n[ "$1" = bound ] && echo "latentvirt-busybox: dhcp: $ip $hostname" >/dev/console\n' >/dhcp-script
+    chmod 755 /dhcp-script
+    ip link set eth0 up
+    udhcpc -i eth0 -f -q -O hostname -s /dhcp-script >/dev/null 2>/dev/console
+}
+
+later() {
+    sleep "${1%%:*}"
+    say "${1#*:} now"
+    case ${1#*:} in
+        panic) echo c >/proc/sysrq-trigger ;;
+        poweroff) poweroff -f ;;
+        reboot) reboot -f ;;
+        fill) dd if=/dev/zero of=/dev/vda bs=1M; sync; say "the disk is full" ;;
+        hang) kill -9 -1 ;;
+    esac
+}
+
+say up
+if [ -b /dev/vda ]; then
+    echo "disk begins: $(begins)"
+else
+    echo "disk begins: (no disk)"
+fi
+for word in $(cat /proc/cmdline); do
+    case $word in
+        mark=*)
+            printf %s "${word#mark=}" | dd of=/dev/vda conv=notrunc 2>/dev/null
+            sync
+            echo "disk marked: $(begins)"
+            ;;
+        channel) channel & ;;
+        dhcp) dhcp & ;;
+        after=*) later "${word#after=}" & ;;
+    esac
+done
+while :; do sleep 3600; done
