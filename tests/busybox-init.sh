@@ -5,6 +5,7 @@
 #   channel        say ready on the channel each second, say whose identity came, answer attaching
 #   dhcp           ask for an address and say which address and host name came
 #   after=N:WHAT   N seconds after start: panic, poweroff, reboot, fill (/dev/vda with zeroes) or hang
+#   root=DEVICE    leave the stage to the system there (init=PROGRAM, else /sbin/init)
 /bin/busybox mkdir -p /proc /sys /dev /bin
 /bin/busybox --install -s /bin
 mount -t proc none /proc
@@ -12,6 +13,18 @@ mount -t sysfs none /sys
 mount -t devtmpfs none /dev
 exec </dev/console >/dev/console 2>&1
 for module in /modules/*; do insmod "$module"; done
+
+# word NAME DEFAULT: what the command line says after NAME=
+word() { tr ' ' '\n' </proc/cmdline | sed -n "s/^$1=//p" | tail -n 1 | grep . || echo "$2"; }
+
+if grep -q root= /proc/cmdline; then
+    program=$(word init /sbin/init)
+    mkdir -p /root
+    until device=$(findfs "$(word root)"); do sleep 0.1; done
+    mount -t ext4 -o noatime "$device" /root
+    for folder in proc sys dev; do mount -o move /$folder /root/$folder; done
+    exec switch_root -c /dev/console /root "$program"
+fi
 
 say() { echo "latentvirt-busybox: $*"; }
 
