@@ -74,7 +74,9 @@ def _reason(error: etree.XMLSyntaxError) -> str:
 
 def serialise(root: Element) -> str:
     """Write a document back, with what stands before and after its root."""
-    return etree.tostring(root.getroottree(), encoding="unicode") + "\n"
+    # The white space out there is not kept by the parser, so each comment gets a line of its own.
+    parts = [*reversed(list(root.itersiblings(preceding=True))), root, *root.itersiblings()]
+    return "".join(etree.tostring(part, encoding="unicode", with_tail=False) + "\n" for part in parts)
 
 
 def line_of(element: Element) -> int:

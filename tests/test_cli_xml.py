@@ -1,0 +1,112 @@
+"""`latentvirt xml`, as a person calls it."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from click.testing import CliRunner, Result
+
+from domainxml.support import HERE, domain
+from latentvirt.cli import main
+from latentvirt.domainxml import ownership_of, parse
+
+CAPABILITIES = [f"--capabilities={HERE / 'capabilities' / f'{name}.xml'}" for name in ("qemu", "host", "kvm")]
+
+
+def xml(*arguments: str, stdin: str | None = None) -> Result:
+    """Run the command."""
+    return CliRunner().invoke(main, ["xml", *arguments], input=stdin)
+
+
+def test_a_domain_from_standard_input_is_shown_as_a_start_has_it() -> None:
+    """Disks, port and mark are those of a start whose id is zeros."""
+    second = "<disk type='volume'><source pool='p' volume='v'/><target dev='vdb'/></disk>"
+    result = xml("-", "--base-image=/images/base.raw", "--base-format=raw", stdin=domain(second))
+    assert result.exit_code == 0
+    owned = ownership_of(result.stdout)
+    assert owned is not None
+    assert owned.start == "0" * 12
+    assert [source.get("file") for source in parse(result.stdout).iterfind("devices/disk/source")] == [
+        f"/images/latentvirt-{'0' * 16}/{owned.slot}.{'0' * 12}.overlay.{target}" for target in ("vda", "vdb")
+    ]
+    assert [
+        source.get("file") for source in parse(result.stdout).iterfind("devices/disk/backingStore/source")
+    ] == [
+        "/images/base.raw",
+        "p/v",
+    ]
+
+
+def test_a_domain_without_a_base_image_keeps_its_disks() -> None:
+    """Where nothing is replaced, the disks are shown as they are."""
+    result = xml("-", stdin=domain())
+    assert parse(result.stdout).find("devices/disk/source").get("file") == "/images/hd.img"
+
+
+def test_uefi_variables_and_tpm_are_the_starts_own() -> None:
+    """A start's file of UEFI variables is shown, and a UUID of its own for the TPM's state."""
+    text = domain("<tpm><backend type='emulator'/></tpm>", os=" firmware='efi'/>")
+    result = xml("-", "--base-image=/images/base", stdin=text)
+    assert parse(result.stdout).findtext("os/nvram").endswith(f"{'0' * 12}.vars.nvram")
+    assert parse(result.stdout).findtext("uuid")
+    refused = xml("-", "--predefined", "--base-image=/images/base", stdin=text)
+    assert (refused.exit_code, "TPM" in refused.stderr) == (1, True)
+    allowed = xml(
+        "-", "--predefined", "--base-image=/b", "--allow-shared=tpm", "--allow-shared=nvram", stdin=text
+    )
+    assert parse(allowed.stdout).find("os/nvram") is None
+
+
+def test_a_domain_is_generated_from_stored_capabilities() -> None:
+    """With what virsh printed on a host, its domain is shown on any machine."""
+    result = xml("--generate", "--base-image=/images/base", "--memory=2 GiB", "--vcpus=3", *CAPABILITIES)
+    root = parse(result.stdout)
+    assert (root.get("type"), root.findtext("memory"), root.findtext("vcpu")) == ("kvm", "2048", "3")
+    assert root.find("os/type").get("machine") == "pc-q35-7.2"
+    emulated = xml("--generate", "--base-image=/images/base", "--virt-type=qemu", *CAPABILITIES)
+    assert parse(emulated.stdout).get("type") == "qemu"
+
+
+@pytest.mark.parametrize(
+    ("arguments", "stdin", "words"),
+    [
+        (["-"], "<domain>\n<x>", "line 2: the XML is malformed"),
+        (["-", "--base-image=/b"], "<domain type='kvm'/>", "no disk"),
+        (["-", "--base-image=/b"], domain("<shmem name='a'/>"), "allow_shared={'shmem'}"),
+        (["--generate", "--base-image=/b"], None, "virsh -c URI domcapabilities"),
+        (["--generate", "--base-image=/b", "--capabilities=-"], "<domain/>", "is not a host's capabilities"),
+        (["--generate", "--base-image=/b", "--capabilities=-"], "<", "capabilities cannot be read"),
+        (["--generate", "--base-image=/b", "--memory=lots", *CAPABILITIES], None, "memory='lots'"),
+    ],
+)
+def test_a_refusal_is_a_sentence_and_status_1(arguments: list[str], stdin: str | None, words: str) -> None:
+    """What is wrong is said on standard error, without a traceback, and nothing is printed."""
+    result = xml(*arguments, stdin=stdin)
+    assert (result.exit_code, result.stdout) == (1, "")
+    assert words in result.stderr
+    assert "Traceback" not in result.stderr
+
+
+def test_a_file_that_is_no_text_is_refused(tmp_path: Path) -> None:
+    """An image given in place of its XML is refused with a sentence."""
+    (tmp_path / "disk.img").write_bytes(b"QFI\xfb")
+    result = xml(str(tmp_path / "disk.img"))
+    assert (result.exit_code, "is not UTF-8 text" in result.stderr) == (1, True)
+
+
+@pytest.mark.parametrize(
+    "arguments", [[], ["--generate", "-"], ["--generate"], ["/does/not/exist"], ["--what"]]
+)
+def test_a_wrong_command_line_is_status_2(arguments: list[str]) -> None:
+    """A command line that makes no sense is told from XML that was refused."""
+    assert xml(*arguments, stdin="").exit_code == 2
+
+
+def test_the_command_needs_neither_buildbot_nor_libvirt() -> None:
+    """The command starts quickly, and where Buildbot and libvirt are not."""
+    program = "import sys, latentvirt.cli; print({'buildbot', 'libvirt', 'twisted'} & set(sys.modules))"
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
+    assert done.stdout == "set()\n"
