@@ -56,10 +56,10 @@ class BadXML(ConfigError):
         line: line in the XML that the message speaks of, counted from 1; 0 if none.
     """
 
-    def __init__(self, what: str, *, line: int = 0, remedy: str = "", host: str = "", domain: str = "") -> None:
-        super().__init__(
-            f"line {line}: {what}" if line else what, remedy=remedy, host=host, domain=domain
-        )
+    def __init__(
+        self, what: str, *, line: int = 0, remedy: str = "", host: str = "", domain: str = ""
+    ) -> None:
+        super().__init__(f"line {line}: {what}" if line else what, remedy=remedy, host=host, domain=domain)
         self.line = line
 
 

@@ -9,9 +9,15 @@ import attrs
 
 from latentvirt.config import Connection, Size
 
-Kind = Literal["predefined", "xml", "generated"]
+Kind = Literal["auto", "predefined", "xml", "generated"]
 IdentityMode = Literal["auto", "channel", "static", "metadata"]
 VirtType = Literal["auto", "kvm", "qemu"]
+
+
+def image_folder(hd_image: str | None, base_image: str | None) -> str | None:
+    """Say in which folder on the host our own directory goes; None if no image is named."""
+    image = hd_image or base_image
+    return posixpath.dirname(image) if image else None
 
 
 @attrs.frozen(kw_only=True)
@@ -21,7 +27,8 @@ class MachineSpec:
     Args:
         worker: name of the Buildbot worker; also the domain's name where it is predefined.
         connection: the host.
-        kind: where the domain's description comes from.
+        kind: where the domain's description comes from; ``auto`` looks whether one is predefined, and
+            generates one otherwise.
         xml: the person's domain XML; only for kind ``xml``.
         hd_image: path on the host of the disk image that is replaced by an overlay.
         base_image: path on the host of the read-only image that the overlay stands on; None starts the
@@ -43,7 +50,7 @@ class MachineSpec:
     hd_image: str | None = None
     base_image: str | None = None
     base_format: str | None = None
-    size: Size = Size()
+    size: Size = attrs.field(factory=Size)
     network: str = "user"
     virt_type: VirtType = "auto"
     identity: IdentityMode = "auto"
@@ -52,8 +59,7 @@ class MachineSpec:
     @property
     def folder(self) -> str | None:
         """The folder on the host in which our own directory goes; None if no image is named."""
-        image = self.hd_image or self.base_image
-        return posixpath.dirname(image) if image else None
+        return image_folder(self.hd_image, self.base_image)
 
     @property
     def proven(self) -> bool:

@@ -6,7 +6,7 @@ from latentvirt.domainxml.check import check
 from latentvirt.domainxml.disks import DiskSource, WritableDisk, writable_disks
 from latentvirt.domainxml.freshness import freshness_problems, has_emulated_tpm, uses_vars
 from latentvirt.domainxml.generate import generate
-from latentvirt.domainxml.ownership import ownership_of
+from latentvirt.domainxml.ownership import ownership_of, ownership_of_mark
 from latentvirt.domainxml.parse import (
     NetworkUse,
     console_of,
@@ -35,6 +35,7 @@ __all__ = [
     "has_emulated_tpm",
     "network_of",
     "ownership_of",
+    "ownership_of_mark",
     "parse",
     "prove",
     "refuse",

@@ -28,10 +28,24 @@ def ownership_of(xml: str) -> Ownership | None:
         marks = parse(xml).findall(f"metadata/{MARK}")
     except BadXML:
         return None
-    if len(marks) != 1:
-        return None
+    return _read(marks[0]) if len(marks) == 1 else None
+
+
+def ownership_of_mark(xml: str) -> Ownership | None:
+    """Read whose a domain is from our metadata element alone, as libvirt hands it out: without its namespace.
+
+    Returns:
+        None if it holds what we never write.
+    """
     try:
-        return Ownership(*(marks[0].get(key, "") for key in ("owner", "slot", "start")))
+        return _read(parse(xml))
+    except BadXML:
+        return None
+
+
+def _read(mark: Element) -> Ownership | None:
+    try:
+        return Ownership(*(mark.get(key, "") for key in ("owner", "slot", "start")))
     except ValueError:
         return None
 

@@ -1,0 +1,45 @@
+"""Which address a guest reaches its master at."""
+
+from __future__ import annotations
+
+import re
+
+from latentvirt.domainxml import NetworkUse
+
+USER_MODE_HOST = "10.0.2.2"
+"""Where QEMU's user-mode networking shows the machine that QEMU runs on."""
+
+
+def master_host(
+    use: NetworkUse, *, given: str | None, host_is_local: bool, network_address: str | None, fallback: str
+) -> str:
+    """Decide which host name or address a guest connects to.
+
+    Args:
+        use: the network of the domain's first interface.
+        given: what the person said (masterFQDN); it wins always.
+        host_is_local: whether the VM runs on the master's own machine.
+        network_address: the host's address on the domain's libvirt network, if it has one.
+        fallback: the master's own name.
+    """
+    if given:
+        return given
+    if host_is_local and use.kind == "user":
+        return USER_MODE_HOST
+    if host_is_local and use.kind == "network" and network_address:
+        return network_address
+    return fallback
+
+
+def master_port(portstr: str | int) -> int | None:
+    """Read the TCP port from Buildbot's ``protocols['pb']['port']``.
+
+    Args:
+        portstr: a number, or a Twisted server endpoint such as ``tcp:9989:interface=127.0.0.1``.
+
+    Returns:
+        The port; None if there is none in it, or it is left to the system (0).
+    """
+    text = str(portstr)
+    found = re.fullmatch(r"(\d+)", text) or re.match(r"(?:tcp6?|ssl):(?:port=)?(\d+)", text)
+    return int(found.group(1)) or None if found else None

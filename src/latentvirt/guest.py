@@ -1,0 +1,126 @@
+"""What host and guest say to each other over the channel.
+
+One JSON object a line, in UTF-8, both ways. The guest says it is ready, again and again; the host answers
+once with who the guest is; the guest says that it attaches, or what is wrong.
+"""
+
+from __future__ import annotations
+
+import base64
+import json
+import secrets
+
+import attrs
+
+PROTOCOL = 1
+LONGEST_LINE = 64 * 1024
+ENTROPY_BYTES = 64
+
+
+@attrs.frozen(kw_only=True)
+class Identity:
+    """Who a guest is to be.
+
+    Args:
+        name: the Buildbot worker's name.
+        password: good for this start only.
+        master: ``host:port`` that the worker connects to.
+    """
+
+    name: str
+    password: str = attrs.field(repr=False)
+    master: str
+
+
+@attrs.frozen
+class Ready:
+    """The guest has booted and waits for its identity.
+
+    Args:
+        helper: version of the guest's helper.
+        system: kind of operating system.
+    """
+
+    helper: str
+    system: str
+
+
+@attrs.frozen
+class Attaching:
+    """The guest took its identity and connects."""
+
+
+@attrs.frozen
+class Complaint:
+    """The guest cannot go on.
+
+    Args:
+        why: one sentence.
+    """
+
+    why: str
+
+
+Message = Ready | Attaching | Complaint
+
+
+class GuestReader:
+    """Turn the channel's bytes into messages; one per start."""
+
+    def __init__(self) -> None:
+        self._rest = b""
+        self._skipping = False
+
+    def feed(self, data: bytes) -> list[Message]:
+        """Take bytes as they come; what is no message of ours is passed over: guests are not trusted."""
+        *lines, self._rest = (self._rest + data).split(b"\n")
+        if self._skipping and lines:
+            lines.pop(0)
+            self._skipping = False
+        if len(self._rest) > LONGEST_LINE:
+            self._rest = b""
+            self._skipping = True
+        messages = (_message(line) for line in lines if len(line) <= LONGEST_LINE)
+        return [message for message in messages if message is not None]
+
+
+def _message(line: bytes) -> Message | None:
+    try:
+        said = json.loads(line)
+    except (ValueError, RecursionError):
+        return None
+    if not isinstance(said, dict) or said.get("latentvirt") != PROTOCOL:
+        return None
+    kind = said.get("say")
+    if kind == "ready":
+        return Ready(str(said.get("helper", "?"))[:64], str(said.get("system", "?"))[:64])
+    if kind == "attaching":
+        return Attaching()
+    if kind == "error":
+        return Complaint(str(said.get("why", "it did not say why"))[:1000])
+    return None
+
+
+def identity_line(identity: Identity, *, start: str, now: float) -> bytes:
+    """Write the line that tells a guest who it is, with the time and fresh entropy.
+
+    Args:
+        identity: who it is.
+        start: id of the start.
+        now: seconds since the epoch.
+    """
+    return (
+        json.dumps(
+            {
+                "latentvirt": PROTOCOL,
+                "say": "identity",
+                "name": identity.name,
+                "password": identity.password,
+                "master": identity.master,
+                "start": start,
+                "time": now,
+                "entropy": base64.b64encode(secrets.token_bytes(ENTROPY_BYTES)).decode(),
+            }
+        ).encode()
+        + b"\n"
+    )

@@ -1,0 +1,21 @@
+"""The only room that knows libvirt: threads, deadlines, error codes, events, streams."""
+
+from latentvirt.host.driver import Driver, LibvirtDriver
+from latentvirt.host.host import Created, Host
+from latentvirt.host.link import Deadlines, Watch
+from latentvirt.host.streams import ByteStream
+from latentvirt.host.views import Condition, DomainNews, DomainView, ImageView
+
+__all__ = [
+    "ByteStream",
+    "Condition",
+    "Created",
+    "Deadlines",
+    "DomainNews",
+    "DomainView",
+    "Driver",
+    "Host",
+    "ImageView",
+    "LibvirtDriver",
+    "Watch",
+]

@@ -1,0 +1,336 @@
+"""The connection to one host: opened once, watched, opened again, and never waited for without a deadline."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable
+from typing import Any, TypeVar
+
+import attrs
+import libvirt
+from twisted.internet import defer
+
+from latentvirt.errors import HostUnreachable, LatentvirtError
+from latentvirt.host.codes import (
+    GONE,
+    error_from,
+    news_from_io_error,
+    news_from_lifecycle,
+    news_from_state,
+)
+from latentvirt.host.driver import Driver
+from latentvirt.host.lane import Lane
+from latentvirt.host.views import Condition, DomainNews
+
+T = TypeVar("T")
+logger = logging.getLogger(__name__)
+
+CALLS_AT_A_TIME = 5
+"""libvirtd serves so many of one client's calls at a time (max_client_requests); more would wait there."""
+
+RECONNECT_PAUSE_S = 0.5
+LOST_AFTER_S = 5.0
+"""How long a broken connection may take to come back before the VMs there count as lost.
+
+With the driver's keep-alive (8 s) a host that died is given up after 13 s, within the promised 15.
+"""
+
+
+@attrs.frozen(kw_only=True)
+class Deadlines:
+    """How long calls may take, in seconds.
+
+    Args:
+        open: opening a connection.
+        call: a call that only looks, or changes little.
+        create: creating a domain; libvirt may probe QEMU first, which takes 15 s where it cannot cache.
+        storage: making or removing a volume or a pool.
+    """
+
+    open: float = 10.0
+    call: float = 15.0
+    create: float = 60.0
+    storage: float = 60.0
+
+
+@attrs.define(eq=False)
+class Watch:
+    """A subscription to the news of one domain; ends with `cancel`."""
+
+    uuid: str
+    tell: Callable[[DomainNews], object]
+    _link: Link
+
+    def cancel(self) -> None:
+        """Hear no more."""
+        self._link.watches.discard(self)
+
+
+class Link:
+    """Keep one connection to a host; it lives as long as its host.
+
+    All methods are for the reactor's thread.
+
+    Args:
+        uri: libvirt's connection URI or alias.
+        reactor: a Twisted reactor (IReactorTime, IReactorFromThreads).
+        driver: opens connections.
+        deadlines: how long calls may take.
+    """
+
+    def __init__(self, uri: str, reactor: Any, driver: Driver, deadlines: Deadlines) -> None:
+        self.uri = uri
+        self.reactor = reactor
+        self.deadlines = deadlines
+        self.watches: set[Watch] = set()
+        self._driver = driver
+        self._lane = Lane(uri, reactor, CALLS_AT_A_TIME)
+        # Opening has a thread to itself: a daemon that accepts and stays mute holds it for good, and
+        # then one thread is what it costs.
+        self._door = Lane(uri, reactor, 1)
+        self._connection: Any = None
+        self._opening: list[defer.Deferred[Any]] | None = None
+        self._closed = False
+
+    @property
+    def is_open(self) -> bool:
+        """Whether there is a connection that is not known to be broken."""
+        return self._connection is not None
+
+    async def call(
+        self,
+        what: str,
+        do: Callable[[Any], T],
+        *,
+        deadline_s: float,
+        domain: str = "",
+        late: Callable[[T], object] | None = None,
+    ) -> T:
+        """Do something with the connection, on a thread, within a deadline.
+
+        Args:
+            what: what is being tried, for messages: "create the domain".
+            do: takes the virConnect; runs on a thread.
+            deadline_s: seconds that it may take.
+            domain: name of the domain concerned, for messages.
+            late: is given, on the thread, a result that came too late, to undo it.
+
+        Raises:
+            HostError: one of its kinds, for all that can go wrong.
+        """
+        connection = await self._connected()
+
+        def work() -> T:
+            try:
+                return do(connection)
+            except LatentvirtError:
+                raise
+            except Exception as error:
+                translated = error_from(error, what, host=self.uri, domain=domain)
+                if not _alive(connection):
+                    raise HostUnreachable(
+                        f"lost the connection while trying to {what}: {error}", host=self.uri, domain=domain
+                    ) from error
+                raise translated from error
+
+        try:
+            return await self._lane.run(what, work, deadline_s=deadline_s, late=late)
+        except HostUnreachable as error:
+            self._broke(connection, str(error))
+            raise
+
+    async def run(self, what: str, do: Callable[[], T], *, deadline_s: float) -> T:
+        """Do something blocking on one of the host's threads that needs no connection."""
+        return await self._lane.run(what, do, deadline_s=deadline_s)
+
+    async def open(self) -> None:
+        """Open the connection if there is none."""
+        await self._connected()
+
+    async def _connected(self) -> Any:
+        if self._closed:
+            raise HostUnreachable("the connection was closed for good", host=self.uri)
+        if self._connection is not None:
+            return self._connection
+        if self._opening is not None:
+            waiter: defer.Deferred[Any] = defer.Deferred()
+            self._opening.append(waiter)
+            return await waiter
+        self._opening = []
+        try:
+            connection = await self._door.run(
+                "open the connection", self._open, deadline_s=self.deadlines.open, late=_close
+            )
+        except BaseException as error:
+            waiting, self._opening = self._opening, None
+            failed = (
+                error
+                if isinstance(error, LatentvirtError)
+                else error_from(error, "open the connection", host=self.uri)
+            )
+            for other in waiting:
+                other.errback(failed)
+            raise failed from error
+        waiting, self._opening = self._opening, None
+        self._connection = connection
+        for other in waiting:
+            other.callback(connection)
+        return connection
+
+    def _open(self) -> Any:
+        """Runs on the door's thread: opens, and registers for events, which a new connection has none of."""
+        try:
+            connection = self._driver.open(self.uri)
+        except Exception as error:
+            raise HostUnreachable(
+                f"could not connect: {error}",
+                host=self.uri,
+                remedy=f"try: virsh -c '{self.uri}' list",
+            ) from error
+        try:
+            connection.registerCloseCallback(self._on_closed, connection)
+        except libvirt.libvirtError:
+            # Drivers inside our own process have no connection that could break.
+            pass
+        for event, hear in (
+            (libvirt.VIR_DOMAIN_EVENT_ID_LIFECYCLE, self._on_lifecycle),
+            (libvirt.VIR_DOMAIN_EVENT_ID_IO_ERROR_REASON, self._on_io_error),
+        ):
+            try:
+                connection.domainEventRegisterAny(None, event, hear, None)
+            except libvirt.libvirtError as error:
+                logger.warning("%s: no domain events, so a VM's end goes unseen: %s", self.uri, error)
+        return connection
+
+    # The three below run on libvirt's event thread: they hand on, and do nothing else.
+
+    def _on_closed(self, _: Any, reason: int, connection: Any) -> None:
+        said = {
+            libvirt.VIR_CONNECT_CLOSE_REASON_EOF: "libvirt closed the connection",
+            libvirt.VIR_CONNECT_CLOSE_REASON_KEEPALIVE: "libvirt does not answer keep-alive messages",
+        }.get(reason, "the connection broke")
+        self.reactor.callFromThread(self._broke, connection, said)
+
+    def _on_lifecycle(self, _: Any, domain: Any, event: int, detail: int, __: object) -> None:
+        news = news_from_lifecycle(event, detail)
+        if news is not None:
+            self.reactor.callFromThread(self._tell, domain.UUIDString(), news)
+
+    def _on_io_error(
+        self, _: Any, domain: Any, path: str, __: str, action: int, reason: str, ___: object
+    ) -> None:
+        news = news_from_io_error(path, reason, action)
+        if news is not None:
+            self.reactor.callFromThread(self._tell, domain.UUIDString(), news)
+
+    def _tell(self, uuid: str, news: DomainNews) -> None:
+        for watch in [w for w in self.watches if w.uuid == uuid]:
+            watch.tell(news)
+
+    def watch(self, uuid: str, tell: Callable[[DomainNews], object]) -> Watch:
+        """Hear what becomes of a domain, the loss of its host included.
+
+        Args:
+            uuid: of the domain.
+            tell: called on the reactor's thread.
+        """
+        watch = Watch(uuid, tell, self)
+        self.watches.add(watch)
+        return watch
+
+    def _broke(self, connection: Any, reason: str) -> None:
+        if self._connection is not connection:
+            return
+        self._connection = None
+        logger.warning("%s: %s", self.uri, reason)
+        self._lane.fail_waiting(HostUnreachable(reason, host=self.uri))
+        # Closing may block on a mute far end; nobody waits for it.
+        self._door.run("close the broken connection", lambda: _close(connection), deadline_s=1.0).addErrback(
+            lambda _: None
+        )
+        if self.watches and not self._closed:
+            defer.ensureDeferred(self._come_back(reason)).addErrback(
+                lambda failure: logger.error("%s: watching ended: %s", self.uri, failure.getTraceback())
+            )
+
+    async def _come_back(self, reason: str) -> None:
+        lost_at = self.reactor.seconds() + LOST_AFTER_S
+        told = False
+        while self.watches and not self._closed:
+            if not told and self.reactor.seconds() >= lost_at:
+                told = True
+                for watch in list(self.watches):
+                    watch.tell(DomainNews(Condition.HOST_LOST, f"the host was lost ({reason})"))
+            try:
+                patience = RECONNECT_PAUSE_S if told else lost_at - self.reactor.seconds()
+                await self._within(self._connected(), patience)
+            except LatentvirtError:
+                await self._pause(RECONNECT_PAUSE_S)
+                continue
+            await self._look_anew()
+            return
+
+    async def _within(self, doing: Any, seconds: float) -> None:
+        """Wait for something at most so long; it goes on by itself when the time is up."""
+        done = defer.ensureDeferred(doing)
+        first: defer.Deferred[None] = defer.Deferred()
+        not_yet = HostUnreachable("not back yet", host=self.uri)
+        timer = self.reactor.callLater(max(seconds, 0.0), first.errback, not_yet)
+
+        def over(result: Any) -> None:
+            if timer.active():
+                timer.cancel()
+                first.callback(result) if not hasattr(result, "check") else first.errback(result)
+
+        done.addBoth(over)
+        await first
+
+    async def _pause(self, seconds: float) -> None:
+        done: defer.Deferred[None] = defer.Deferred()
+        self.reactor.callLater(seconds, done.callback, None)
+        await done
+
+    async def _look_anew(self) -> None:
+        """Tell every watch how its domain fares now: what happened meanwhile sent no event."""
+        for watch in list(self.watches):
+            uuid = watch.uuid
+            try:
+                news = await self.call(
+                    "look at a domain again",
+                    lambda connection, uuid=uuid: news_from_state(connection.lookupByUUIDString(uuid)),  # type: ignore[misc]
+                    deadline_s=self.deadlines.call,
+                )
+            except LatentvirtError as error:
+                if getattr(error, "code", 0) != libvirt.VIR_ERR_NO_DOMAIN:
+                    continue  # broken again: the next return looks anew
+                news = GONE
+            if watch in self.watches:
+                watch.tell(news)
+
+    async def close(self) -> None:
+        """Close the connection for good; does not wait for a far end that is mute."""
+        self._closed = True
+        connection, self._connection = self._connection, None
+        if connection is not None:
+            try:
+                await self._door.run("close the connection", lambda: _close(connection), deadline_s=1.0)
+            except LatentvirtError as error:
+                logger.warning("%s", error)
+
+
+def _close(connection: Any) -> None:
+    try:
+        connection.unregisterCloseCallback()
+    except libvirt.libvirtError:
+        pass  # none was registered, or the far end is gone
+    try:
+        connection.close()
+    except libvirt.libvirtError:
+        pass  # broken already: there is nothing left to close
+
+
+def _alive(connection: Any) -> bool:
+    try:
+        return bool(connection.isAlive())
+    except libvirt.libvirtError:
+        return False

@@ -1,0 +1,78 @@
+"""What a host tells about itself and its domains, as plain values."""
+
+from __future__ import annotations
+
+import enum
+
+import attrs
+
+from latentvirt.names import Ownership
+
+
+class Condition(enum.Enum):
+    """How a domain fares."""
+
+    RUNNING = "running"
+    PAUSED = "paused"
+    IO_ERROR = "paused by an I/O error"
+    CRASHED = "crashed"
+    ENDED = "ended"
+    HOST_LOST = "host lost"
+
+    @property
+    def is_end(self) -> bool:
+        """Whether no build can go on in such a domain."""
+        return self not in (Condition.RUNNING, Condition.PAUSED)
+
+
+@attrs.frozen
+class DomainNews:
+    """Tell what became of a domain.
+
+    Args:
+        condition: how it fares now.
+        detail: the same for a person, a clause such as "the guest powered itself off".
+    """
+
+    condition: Condition
+    detail: str
+
+
+@attrs.frozen(kw_only=True)
+class DomainView:
+    """A domain at one moment.
+
+    Args:
+        name: its name on the host.
+        uuid: its UUID.
+        active: whether it runs (or is paused).
+        persistent: whether the host has a definition of it that outlives the run.
+        ownership: whose it is; None if it is not latentvirt's, or not running.
+    """
+
+    name: str
+    uuid: str
+    active: bool
+    persistent: bool
+    ownership: Ownership | None = None
+
+
+@attrs.frozen(kw_only=True)
+class ImageView:
+    """An image file on the host.
+
+    Args:
+        path: where it is.
+        format: ``qcow2``, ``raw``...
+        capacity: bytes that a guest sees.
+        backing: path of the image that this one stands on, None if it stands alone.
+        backing_format: that one's format, None if the image does not say.
+        owner: ``uid:gid mode`` for messages, empty if unknown.
+    """
+
+    path: str
+    format: str
+    capacity: int
+    backing: str | None = None
+    backing_format: str | None = None
+    owner: str = ""

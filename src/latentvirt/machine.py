@@ -1,0 +1,464 @@
+"""One VM's life: prepare, create paused, prove, resume, hear that it is ready, watch, destroy."""
+
+from __future__ import annotations
+
+import uuid as uuids
+from collections.abc import Awaitable, Callable
+from typing import Protocol, TypeVar
+
+import attrs
+from twisted.internet import defer
+from twisted.internet.interfaces import IReactorTime
+
+from latentvirt import domainxml
+from latentvirt.console import ConsoleLog
+from latentvirt.errors import (
+    ForeignDomain,
+    GuestFailed,
+    HostError,
+    HostUnreachable,
+    ImageError,
+    LatentvirtError,
+    NotFound,
+    StartCancelled,
+)
+from latentvirt.guest import Attaching, Complaint, GuestReader, Identity, Message, Ready, identity_line
+from latentvirt.host import ByteStream, Condition, Created, DomainNews, Host, Watch
+from latentvirt.names import CHANNEL_PORT, FileName, Ownership, generated_domain_name
+from latentvirt.spec import MachineSpec
+from latentvirt.storage import Storage, backing_chain, what_blocks
+
+TAIL_LINES = 20
+"""How much of the console goes into the message about a failed guest."""
+
+SAY_AGAIN_S = 5.0
+"""A guest that still says it is ready so long after it was told who it is, was not listening."""
+
+T = TypeVar("T")
+
+
+class Listener(Protocol):
+    """Who hears how a machine's life goes; all methods are called on the reactor's thread."""
+
+    def progress(self, step: str, seconds: float, note: str) -> None:
+        """A step of the start is done."""
+        ...
+
+    def console(self, lines: list[str]) -> None:
+        """The guest wrote to its console."""
+        ...
+
+    def ready(self, told: Ready) -> None:
+        """The guest has booted and asks who it is."""
+        ...
+
+    def failed(self, error: LatentvirtError) -> None:
+        """The machine is of no more use; told at most once, and never for what `stop` does."""
+        ...
+
+    def host_in_doubt(self, detail: str) -> None:
+        """The host's libvirt does not answer; whether the guest lives, only its own connection can tell."""
+        ...
+
+
+@attrs.define(eq=False)
+class Machine:
+    """Start, watch and end one VM; it lives for one start.
+
+    Args:
+        host: where it runs.
+        storage: where its files go; None if it has none of its own.
+        spec: what it is to be.
+        ownership: whose it is, and the place that it takes.
+        listener: who hears of it.
+        identify: says who the guest is to be, given the network of its domain and the host's address there.
+        clock: for durations and pauses.
+        now: seconds since the epoch.
+        secrets: what must not be seen in the console's log.
+    """
+
+    host: Host
+    storage: Storage | None
+    spec: MachineSpec
+    ownership: Ownership
+    listener: Listener
+    identify: Callable[[domainxml.NetworkUse, str | None], Identity]
+    clock: IReactorTime
+    now: Callable[[], float]
+    secrets: tuple[str, ...] = ()
+
+    name: str = attrs.field(init=False, default="")
+    _network: domainxml.NetworkUse = attrs.field(init=False, default=domainxml.NetworkUse("none"))
+    _network_address: str | None = attrs.field(init=False, default=None)
+    _undo: list[tuple[str, Callable[[], Awaitable[object]]]] = attrs.field(init=False, factory=list)
+    _cancelled: str | None = attrs.field(init=False, default=None)
+    _uuid: str | None = attrs.field(init=False, default=None)
+    _watch: Watch | None = attrs.field(init=False, default=None)
+    _console: ByteStream | None = attrs.field(init=False, default=None)
+    _log: ConsoleLog = attrs.field(init=False)
+    _channel: ByteStream | None = attrs.field(init=False, default=None)
+    _reader: GuestReader = attrs.field(init=False, factory=GuestReader)
+    _told_at: float | None = attrs.field(init=False, default=None)
+    _resumed: bool = attrs.field(init=False, default=False)
+    _over: bool = attrs.field(init=False, default=False)
+    _ended: list[defer.Deferred[None]] = attrs.field(init=False, factory=list)
+
+    def __attrs_post_init__(self) -> None:
+        self._log = ConsoleLog(self.secrets)
+
+    @staticmethod
+    def domain_of(spec: MachineSpec) -> str:
+        """Name the domain of a spec that is predefined or given: it keeps its own name."""
+        return (domainxml.domain_name(spec.xml) if spec.xml else None) or spec.worker
+
+    # Start
+
+    async def start(self) -> None:
+        """Bring the VM to where its guest runs, or undo all that was done and say why not.
+
+        Raises:
+            LatentvirtError: what went wrong; nothing of this start is left, or a later sweep sees to it.
+        """
+        try:
+            await self._start()
+        except BaseException as error:
+            self._over = True
+            try:
+                await self.stop()
+            except LatentvirtError:
+                # The host does not let us clean up now; the sweep knows this start by its names.
+                pass
+            if isinstance(error, LatentvirtError):
+                error.domain = error.domain or self.name
+            raise
+
+    def cancel(self, why: str) -> None:
+        """Let a start that is under way stop at its next step.
+
+        Args:
+            why: for the error that `start` then raises.
+        """
+        self._cancelled = why
+
+    async def _step(self, name: str, doing: Awaitable[T], note: str = "") -> T:
+        began = self.clock.seconds()
+        result = await doing
+        self.listener.progress(name, self.clock.seconds() - began, note)
+        if self._cancelled is not None:
+            raise StartCancelled(self._cancelled, host=self.host.uri, domain=self.name)
+        return result
+
+    async def _start(self) -> None:
+        original = await self._step("describe", self._describe())
+        await self._look_at_network(original)
+        overlays = await self._step("overlay", self._make_overlays(original), "")
+        vars_path = await self._make_vars(original)
+        xml = self._rewritten(original, overlays, vars_path)
+        created = await self._step("create", self._create(xml, fresh_vars=vars_path is not None))
+        if self.spec.proven:
+            domainxml.prove(
+                created.xml,
+                ownership=self.ownership,
+                overlays=overlays,
+                vars_path=vars_path,
+                allow_shared=self.spec.allow_shared,
+            )
+        await self._step("attach console and channel", self._listen(created))
+        await self._step("resume", self.host.resume(created.uuid))
+        self._resumed = True
+
+    async def _describe(self) -> str:
+        """Say what the domain would be without us, and clear its place of what is left of ours."""
+        spec = self.spec
+        self.name = (
+            generated_domain_name(self.ownership.owner, self.ownership.slot)
+            if spec.kind == "generated"
+            else self.domain_of(spec)
+        )
+        await self._clear_place()
+        if spec.kind == "predefined":
+            try:
+                return await self.host.definition(self.name)
+            except NotFound as error:
+                raise ForeignDomain(
+                    f"there is no domain {self.name!r} to start",
+                    host=self.host.uri,
+                    domain=self.name,
+                    remedy="define it (virsh define, virt-manager), or give xml=, or give a size=",
+                ) from error
+        if spec.kind == "xml":
+            return spec.xml or ""
+        return domainxml.generate(
+            name=self.name,
+            uuid=str(uuids.uuid4()),
+            capabilities=await self.host.capabilities(),
+            size=spec.size,
+            network=spec.network,
+            virt_type=spec.virt_type,
+        )
+
+    async def _clear_place(self) -> None:
+        there = await self.host.domain(self.name)
+        if there is None:
+            return
+        if there.active:
+            held = there.ownership
+            if held is None or (held.owner, held.slot) != (self.ownership.owner, self.ownership.slot):
+                raise ForeignDomain(
+                    f"a domain {self.name!r} runs already and is not ours; it was left alone",
+                    host=self.host.uri,
+                    domain=self.name,
+                    remedy=f"end it (virsh -c '{self.host.uri}' shutdown '{self.name}'), or rename one",
+                )
+            await self.host.destroy(there.uuid)
+        if there.persistent and self.spec.kind != "predefined":
+            raise ForeignDomain(
+                f"a domain {self.name!r} is defined on the host and is not ours; it was left alone",
+                host=self.host.uri,
+                domain=self.name,
+                remedy="leave xml= and size= out to use it, or undefine it, or give yours another name",
+            )
+
+    async def _look_at_network(self, xml: str) -> None:
+        self._network = domainxml.network_of(xml)
+        if self._network.kind == "network" and self.host.connection.is_local:
+            self._network_address = await self.host.network_address(self._network.name)
+
+    def _identity(self) -> Identity:
+        identity = self.identify(self._network, self._network_address)
+        self._log.hide(identity.password)
+        return identity
+
+    async def _make_overlays(self, xml: str) -> list[domainxml.Overlay]:
+        spec, storage = self.spec, self.storage
+        if not spec.proven or storage is None:
+            return []
+        domainxml.refuse(
+            domainxml.freshness_problems(
+                xml, allow_shared=spec.allow_shared, own_uuid=spec.kind != "predefined"
+            )
+        )
+        await storage.prepare()
+        overlays = []
+        for disk in domainxml.writable_disks(xml, hd_image=spec.hd_image, allow_shared=spec.allow_shared):
+            if disk.system:
+                path, given, role = str(spec.base_image), spec.base_format, "base image"
+            elif disk.source is not None:
+                path, given = await self._path_of(disk.source), disk.source.format
+                role = f"disk {disk.target}"
+            else:
+                continue
+            chain, capacity = await backing_chain(storage, path, given, host=self.host.uri, role=role)
+            if disk.system and spec.kind == "generated" and spec.size.disk is not None:
+                capacity = max(capacity, spec.size.disk * 1024 * 1024)
+            name = FileName(self.ownership.slot, self.ownership.start, "overlay", disk.target)
+            self._will_delete(name)
+            made = await storage.create_overlay(name, chain[0], capacity)
+            overlays.append(domainxml.Overlay(disk.target, made, chain))
+        return overlays
+
+    async def _path_of(self, source: domainxml.DiskSource) -> str:
+        if source.kind == "volume":
+            return await self.host.volume_path(source.pool, source.path)
+        return source.path
+
+    async def _make_vars(self, xml: str) -> str | None:
+        if self.storage is None or not self.spec.proven or "nvram" in self.spec.allow_shared:
+            return None
+        if not domainxml.uses_vars(xml):
+            return None
+        name = FileName(self.ownership.slot, self.ownership.start, "vars", "nvram")
+        self._will_delete(name)
+        return await self.storage.create_empty(name)
+
+    def _will_delete(self, name: FileName) -> None:
+        # Noted before the file is made: a creation that fails late may have made it all the same.
+        storage = self.storage
+        assert storage is not None
+        self._undo.append((f"delete {name}", lambda: storage.delete(str(name))))
+
+    def _rewritten(
+        self, xml: str, overlays: list[domainxml.Overlay], vars_path: str | None
+    ) -> str:
+        # TPM state is kept by UUID: one that nobody had before has none, and libvirt removes it at the end.
+        fresh_uuid = self.spec.kind == "xml" and domainxml.has_emulated_tpm(xml)
+        self._uuid = str(uuids.uuid4()) if fresh_uuid else domainxml.domain_uuid(xml)
+        if self._uuid is None:
+            self._uuid = str(uuids.uuid4())
+        auth = self._identity() if self.spec.identity == "metadata" else None
+        return domainxml.rewrite(
+            xml,
+            name=self.name,
+            uuid=self._uuid,
+            ownership=self.ownership,
+            overlays=overlays,
+            vars_path=vars_path,
+            channel=self.spec.identity in ("auto", "channel"),
+            metadata_auth=(auth.name, auth.password, auth.master) if auth else None,
+        )
+
+    async def _create(self, xml: str, *, fresh_vars: bool) -> Created:
+        uuid = self._uuid
+        assert uuid is not None
+        self._undo.append(("destroy the domain", lambda: self._destroy(uuid)))
+        try:
+            return await self.host.create(xml, name=self.name, fresh_vars=fresh_vars)
+        except HostUnreachable:
+            raise
+        except HostError as error:
+            await self._explain(error)
+            raise
+
+    async def _destroy(self, uuid: str) -> None:
+        """End the domain if it is this start's: another's of the same UUID may run by now."""
+        there = await self.host.domain(self.name)
+        if there is not None and there.active and there.ownership == self.ownership:
+            await self.host.destroy(uuid)
+
+    async def _explain(self, error: HostError) -> None:
+        """Find out why libvirt refused; its codes do not tell."""
+        there = await self.host.domain(self.name)
+        if there is not None and there.active and there.ownership != self.ownership:
+            raise ForeignDomain(
+                f"another domain {self.name!r} was started meanwhile: {error.what}",
+                host=self.host.uri,
+                domain=self.name,
+            ) from error
+        if self.spec.base_image is not None and self.host.connection.is_local:
+            blocked = await self.host.run_local(
+                "look at the image's path", lambda: what_blocks([str(self.spec.base_image)])
+            )
+            if blocked is not None:
+                raise ImageError(
+                    f"the VM could not be created, probably because {blocked}. libvirt said: {error.what}",
+                    host=self.host.uri,
+                    domain=self.name,
+                    remedy="let others read the image and pass its folders (chmod o+r, o+x), or move it to "
+                    "/var/lib/libvirt/images",
+                ) from error
+
+    # Console, channel, news
+
+    async def _listen(self, created: Created) -> None:
+        self._watch = self.host.watch(created.uuid, self._news)
+        if domainxml.console_of(created.xml):
+            self._console = await self.host.open_console(created.uuid, self._on_console, lambda: None)
+        else:
+            self.listener.console(["[latentvirt: this domain has no serial console that could be shown]"])
+        if self.spec.identity in ("auto", "channel"):
+            await self._open_channel(created.uuid)
+
+    async def _open_channel(self, uuid: str) -> None:
+        self._channel = await self.host.open_channel(uuid, CHANNEL_PORT, self._on_channel, lambda: None)
+
+    def _on_console(self, data: bytes) -> None:
+        lines = self._log.feed(data)
+        if lines:
+            self.listener.console(lines)
+        if self._log.panic is not None:
+            # Many domains have no panic device; the console tells as well.
+            self._fail(f"the guest's system crashed: {self._log.panic}")
+
+    def _on_channel(self, data: bytes) -> None:
+        for message in self._reader.feed(data):
+            self._hear(message)
+
+    def _hear(self, message: Message) -> None:
+        if isinstance(message, Complaint):
+            self.listener.console([f"[latentvirt: the guest's helper says: {message.why}]"])
+        elif isinstance(message, Attaching):
+            self.listener.progress("guest attaches", 0.0, "")
+        elif self._told_at is None or self.clock.seconds() - self._told_at > SAY_AGAIN_S:
+            self._told_at = self.clock.seconds()
+            self.listener.ready(message)
+            defer.ensureDeferred(self._tell_identity()).addErrback(self._told_badly)
+
+    async def _tell_identity(self) -> None:
+        channel = self._channel
+        if channel is not None and not self._over:
+            line = identity_line(self._identity(), start=self.ownership.start, now=self.now())
+            await self.host.write(channel, line)
+
+    def _told_badly(self, failure: object) -> None:
+        self.listener.console([f"[latentvirt: the guest could not be told who it is: {failure}]"])
+
+    def _news(self, news: DomainNews) -> None:
+        if news.condition is Condition.HOST_LOST:
+            if self._over:
+                return
+            self.listener.host_in_doubt(news.detail)
+        elif news.condition in (Condition.ENDED, Condition.CRASHED):
+            for waiter in self._ended:
+                waiter.callback(None)
+            self._ended.clear()
+            self._fail(news.detail)
+        elif news.condition.is_end:
+            self._fail(news.detail)
+
+    def fail(self, what: str) -> None:
+        """Declare the machine of no use, for a reason that only its user can see."""
+        self._fail(what)
+
+    def _fail(self, what: str) -> None:
+        if self._over:
+            return
+        self._over = True
+        tail = self._log.tail(TAIL_LINES)
+        if tail:
+            what += "\nThe console's last lines:\n  " + "\n  ".join(tail)
+        self.listener.failed(GuestFailed(what, host=self.host.uri, domain=self.name))
+
+    @property
+    def failed_already(self) -> bool:
+        """Whether the VM was found to be of no more use, or was stopped."""
+        return self._over
+
+    def rest_of_console(self) -> list[str]:
+        """Return what belongs at the end of the console's log: how much was dropped, and the last lines."""
+        return self._log.finish()
+
+    async def release_console(self) -> None:
+        """Let go of console and channel, so that a person can take the console."""
+        console, self._console = self._console, None
+        if console is not None:
+            self.listener.console(self.rest_of_console())
+            await self.host.close_stream(console)
+        channel, self._channel = self._channel, None
+        if channel is not None:
+            await self.host.close_stream(channel)
+
+    # Stop
+
+    async def stop(self, *, graceful_s: float = 0.0) -> None:
+        """End the VM and remove all that it had; may be called again, and before any start.
+
+        Args:
+            graceful_s: seconds that the guest gets to power itself off.
+
+        Raises:
+            LatentvirtError: the host did not let us; what is left is known by its names, and a later call, or
+                the sweep, goes on there.
+        """
+        self._over = True
+        if graceful_s > 0 and self._resumed and self._uuid is not None:
+            await self._wait_for_power_off(self._uuid, graceful_s)
+        await self.release_console()
+        if self._watch is not None:
+            self._watch.cancel()
+            self._watch = None
+        while self._undo:
+            await self._undo[-1][1]()
+            self._undo.pop()
+
+    async def _wait_for_power_off(self, uuid: str, seconds: float) -> None:
+        ended: defer.Deferred[None] = defer.Deferred()
+        self._ended.append(ended)
+        try:
+            await self.host.shut_down(uuid)
+            ended.addTimeout(seconds, self.clock)  # type: ignore[arg-type]
+            await ended
+        except (LatentvirtError, defer.TimeoutError):
+            pass  # it would not go by itself; then it is ended
+        finally:
+            if ended in self._ended:
+                self._ended.remove(ended)

@@ -1,0 +1,1 @@
+"""What runs inside Buildbot: the only folder that imports it."""

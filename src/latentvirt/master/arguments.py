@@ -1,0 +1,264 @@
+"""The worker's arguments, checked without a network and without libvirt, for `buildbot checkconfig`."""
+
+from __future__ import annotations
+
+import difflib
+import inspect
+from collections.abc import Collection, Mapping
+from typing import Any, get_args
+
+import attrs
+from buildbot.interfaces import IRenderable
+from buildbot.worker.base import AbstractWorker
+
+from latentvirt import domainxml
+from latentvirt.config import Connection, Size
+from latentvirt.errors import ConfigError
+from latentvirt.spec import IdentityMode, Kind, MachineSpec, VirtType, image_folder
+
+DEFAULT_MISSING_TIMEOUT_S = 600
+GRACEFUL_SHUTDOWN_S = 30
+CHECK_INSTANCE_INTERVAL_S = 1
+"""How often Buildbot asks us whether the VM still lives before it attaches; our answer costs nothing."""
+
+LATENT_ARGUMENTS = ("build_wait_timeout", "check_instance_interval")
+
+
+@attrs.frozen(kw_only=True)
+class Arguments:
+    """What a person wrote about the VM, before any build's properties are known.
+
+    Args:
+        connection: the host.
+        hd_image: path, or a renderable of one.
+        base_image: path, or a renderable of one.
+        base_format: format of the base image; None asks the host.
+        xml: domain XML, or a renderable of it.
+        size: `Size`, a mapping of its arguments, or a renderable of either.
+        network: of a generated domain.
+        virt_type: of a generated domain.
+        identity: how the guest learns who it is.
+        allow_shared: what may outlive a start although the guest writes to it.
+        master_fqdn: where guests find the master: ``host`` or ``host:port``.
+        graceful_shutdown_s: seconds that a guest gets to power itself off.
+    """
+
+    connection: Connection
+    hd_image: Any = None
+    base_image: Any = None
+    base_format: str | None = None
+    xml: Any = None
+    size: Any = None
+    network: str = "user"
+    virt_type: VirtType = "auto"
+    identity: IdentityMode = "auto"
+    allow_shared: frozenset[str] = frozenset()
+    master_fqdn: str | None = None
+    graceful_shutdown_s: float = 0.0
+
+    @property
+    def rendered(self) -> tuple[Any, ...]:
+        """What depends on a build's properties, in the order that `spec` takes."""
+        size = attrs.asdict(self.size) if isinstance(self.size, Size) else self.size
+        return (self.hd_image, self.base_image, self.xml, size)
+
+    @property
+    def static_folder(self) -> str | None:
+        """The image folder, if it is known before a build."""
+        if any(IRenderable.providedBy(image) for image in (self.hd_image, self.base_image)):
+            return None
+        return image_folder(self.hd_image, self.base_image)
+
+    def spec(self, worker: str, hd_image: Any, base_image: Any, xml: Any, size: Any) -> MachineSpec:
+        """Make the spec of one build from what was rendered for it.
+
+        Raises:
+            ConfigError: a value that was rendered cannot be right.
+        """
+        for what, value in (("hd_image", hd_image), ("base_image", base_image), ("xml", xml)):
+            _check_text(what, value)
+        if size is not None and not isinstance(size, (Size, Mapping)):
+            raise ConfigError(f"size={size!r} is not a size", remedy="write Size(memory='2 GiB', vcpus=2)")
+        kind: Kind = "xml" if xml else "generated" if size is not None else "auto"
+        spec = MachineSpec(
+            worker=worker,
+            connection=self.connection,
+            kind=kind,
+            xml=xml or None,
+            hd_image=hd_image or None,
+            base_image=base_image or None,
+            base_format=self.base_format,
+            size=size if isinstance(size, Size) else read_size(size or {}),
+            network=self.network,
+            virt_type=self.virt_type,
+            identity=self.identity,
+            allow_shared=self.allow_shared,
+        )
+        _check_spec(spec)
+        return spec
+
+
+def read_size(given: Mapping[str, Any]) -> Size:
+    """Make a `Size` of a mapping.
+
+    Raises:
+        ConfigError: it has other keys than a size has.
+    """
+    known = {field.name for field in attrs.fields(Size)}
+    wrong = sorted(set(given) - known)
+    if wrong:
+        raise ConfigError(f"size has no {wrong[0]!r}", remedy=f"use {', '.join(sorted(known))}")
+    return Size(**{key: value for key, value in given.items() if value is not None})
+
+
+def _check_spec(spec: MachineSpec) -> None:
+    for what, path in (("hd_image", spec.hd_image), ("base_image", spec.base_image)):
+        if path is not None and not path.startswith("/"):
+            raise ConfigError(
+                f"{what}={path!r} is not an absolute path",
+                remedy="write the whole path, as the host knows it",
+            )
+    if spec.base_image is not None and spec.base_image == spec.hd_image:
+        raise ConfigError(
+            f"hd_image and base_image are the same file, {spec.base_image!r}",
+            remedy="name as hd_image the path that the domain's disk has; the base image is only read",
+        )
+    if spec.kind == "generated" and spec.base_image is None:
+        raise ConfigError("size= generates a domain, which needs a base_image", remedy="give base_image=")
+    if spec.xml is not None:
+        domainxml.check(
+            spec.xml, base_image=spec.base_image, hd_image=spec.hd_image, allow_shared=spec.allow_shared
+        )
+
+
+def _check_text(what: str, value: Any) -> None:
+    if value is not None and not isinstance(value, str):
+        raise ConfigError(
+            f"{what}={value!r} is not a string", remedy=f"write {what} as text, or a renderable of it"
+        )
+
+
+def read_connection(connection: Any, uri: Any) -> Connection:
+    """Make the connection of what was given: ours, Buildbot's own, or a URI.
+
+    Raises:
+        ConfigError: there is none, there are two, or it cannot be one.
+    """
+    if connection is not None and uri is not None:
+        raise ConfigError(
+            "both connection and uri were given", remedy="leave one of them out; they name the same thing"
+        )
+    given = connection if connection is not None else uri
+    if given is None:
+        raise ConfigError(
+            "no connection was given",
+            remedy="write Connection('qemu:///system') as the third argument, or uri=",
+        )
+    if isinstance(given, Connection):
+        return given
+    given = getattr(given, "uri", given)  # Buildbot's own Connection has no more than that
+    if isinstance(given, str) and given.startswith("/"):
+        raise ConfigError(
+            f"the third argument is the connection, not the path {given!r}",
+            remedy="put Connection('qemu:///system') before it, or name it hd_image=",
+        )
+    return Connection(given)
+
+
+def _choice(what: str, value: Any, choices: Any) -> Any:
+    if value not in get_args(choices):
+        raise ConfigError(f"{what}={value!r} is none of {', '.join(get_args(choices))}")
+    return value
+
+
+def _graceful(value: Any) -> float:
+    if isinstance(value, bool):
+        return GRACEFUL_SHUTDOWN_S if value else 0.0
+    if isinstance(value, (int, float)) and value >= 0:
+        return float(value)
+    raise ConfigError(f"graceful_shutdown={value!r} is neither True, False nor seconds")
+
+
+def read_arguments(
+    password: Any,
+    connection: Any = None,
+    hd_image: Any = None,
+    base_image: Any = None,
+    xml: Any = None,
+    *,
+    uri: Any = None,
+    masterFQDN: Any = None,
+    size: Any = None,
+    network: Any = "user",
+    virt_type: Any = "auto",
+    identity: Any = "auto",
+    allow_shared: Any = (),
+    base_format: Any = None,
+    graceful_shutdown: Any = False,
+) -> Arguments:
+    """Check what a person wrote; the order of the first ones is that of Buildbot's old documentation.
+
+    Raises:
+        ConfigError: something in it cannot be right.
+    """
+    if password is not None and not isinstance(password, str) and not IRenderable.providedBy(password):
+        raise ConfigError(
+            f"password is a {type(password).__name__}, not a string",
+            remedy="write it in quotes, or use util.Secret('name')",
+        )
+    if password is None and identity == "static":
+        raise ConfigError("identity='static' needs a password that the image knows", remedy="give one")
+    if isinstance(allow_shared, str) or not isinstance(allow_shared, Collection):
+        raise ConfigError(f"allow_shared={allow_shared!r} is not a list", remedy="write ['vdb']")
+    for what, value in (("masterFQDN", masterFQDN), ("base_format", base_format), ("network", network)):
+        if callable(value):
+            continue
+        _check_text(what, value)
+    arguments = Arguments(
+        connection=read_connection(connection, uri),
+        hd_image=hd_image,
+        base_image=base_image,
+        base_format=base_format,
+        xml=xml,
+        size=size,
+        network=network,
+        virt_type=_choice("virt_type", virt_type, VirtType),
+        identity=_choice("identity", identity, IdentityMode),
+        allow_shared=frozenset(allow_shared),
+        master_fqdn=masterFQDN() if callable(masterFQDN) else masterFQDN,
+        graceful_shutdown_s=_graceful(graceful_shutdown),
+    )
+    _check_what_is_known(arguments)
+    return arguments
+
+
+def _check_what_is_known(arguments: Arguments) -> None:
+    """Check as a build would, with what does not depend on one."""
+    known = [None if _depends(value) else value for value in arguments.rendered]
+    if known[1] is None and arguments.base_image is not None:
+        known[2] = None  # whether the XML goes with the base image is known when that is
+    if known[3] is not None and arguments.base_image is not None and known[1] is None:
+        known[3] = None
+    arguments.spec("", *known)
+
+
+def _depends(value: Any) -> bool:
+    if isinstance(value, Mapping):
+        return any(_depends(part) for part in value.values())
+    return bool(IRenderable.providedBy(value)) and not isinstance(value, str)
+
+
+OURS = frozenset(inspect.signature(read_arguments).parameters) - {"password"}
+
+
+def unknown_arguments(given: Collection[str]) -> list[str]:
+    """Describe the keyword arguments that neither we nor Buildbot have."""
+    buildbots = set(inspect.signature(AbstractWorker.checkConfig).parameters) - {"self"}
+    known = OURS | buildbots | set(LATENT_ARGUMENTS) | {"name", "password"}
+    messages = []
+    for name in sorted(set(given) - known):
+        close = difflib.get_close_matches(name, known, 1)
+        messages.append(f"there is no argument {name!r}" + (f"; did you mean {close[0]!r}?" if close else ""))
+    return messages
+
+

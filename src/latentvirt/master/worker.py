@@ -1,0 +1,498 @@
+"""The worker class of master.cfg: Buildbot's latent-worker interface on one side, a machine on the other."""
+
+from __future__ import annotations
+
+import socket
+import time
+from typing import Any
+
+import attrs
+from buildbot import config
+from buildbot.interfaces import LatentWorkerCannotSubstantiate, LatentWorkerFailedToSubstantiate
+from buildbot.process.results import CANCELLED, EXCEPTION, SUCCESS
+from buildbot.util.latent import CompatibleLatentWorkerMixin
+from buildbot.worker.latent import AbstractLatentWorker, States
+from twisted.internet import defer
+from twisted.python import log
+from twisted.python.failure import Failure
+
+from latentvirt.address import master_host, master_port
+from latentvirt.domainxml import NetworkUse
+from latentvirt.errors import ConfigError, GuestFailed, LatentvirtError, StartCancelled, TooManyTries
+from latentvirt.guest import Identity, Ready
+from latentvirt.machine import Machine
+from latentvirt.master.arguments import (
+    CHECK_INSTANCE_INTERVAL_S,
+    DEFAULT_MISSING_TIMEOUT_S,
+    OURS,
+    Arguments,
+    read_arguments,
+    unknown_arguments,
+)
+from latentvirt.master.hub import TRIES_OF_A_BUILD, HostRecord, Hub
+from latentvirt.master.password import PasswordGate
+from latentvirt.master.steplog import StepLog
+from latentvirt.names import Ownership, slot_of_domain
+from latentvirt.spec import MachineSpec
+
+POSITIONAL = ("connection", "hd_image", "base_image", "xml")
+"""The order of Buildbot's own documentation, after name and password."""
+
+CANCEL_S = 2.0
+"""How long a cancelled start may take to stop by itself before it is left to the background."""
+
+STOP_S = 30.0
+STOP_FAST_S = 2.0
+"""How long Buildbot waits for a VM to be gone; what is not done then, goes on in the background."""
+
+GUEST_PING_S = 4.0
+"""How long an attached guest may take to answer when its host's libvirt does not."""
+
+PREPARATION = "start VM"
+LOSS = "VM lost"
+
+
+@attrs.define(eq=False)
+class _Run:
+    """One start and what came of it; it lives until its VM is gone."""
+
+    record: HostRecord
+    ownership: Ownership
+    machine: Machine
+    log: StepLog
+    began: float
+
+
+class LibVirtWorker(CompatibleLatentWorkerMixin, AbstractLatentWorker):
+    """Give every build a libvirt VM that nobody has used before; lives as long as its name is configured.
+
+    Args:
+        name: the worker's name, and the domain's where it is predefined.
+        password: what an image without the guest helper logs in with; a string, a Secret, or None.
+        connection: a `Connection`, or a URI.
+        hd_image: path on the host of the disk image that each build gets anew.
+        base_image: path on the host of the read-only image that it gets.
+        xml: the domain's XML, if it is not predefined.
+        uri: as ``connection``.
+        masterFQDN: where guests find the master, ``host`` or ``host:port``.
+        size: of a generated domain: `Size`, or a mapping of its arguments.
+        network: of a generated domain: a libvirt network, or ``user``.
+        virt_type: ``auto``, ``kvm`` or ``qemu``.
+        identity: ``auto``, ``channel``, ``static`` or ``metadata``.
+        allow_shared: what may outlive a start although the guest writes to it.
+        base_format: the base image's format; None asks the host.
+        graceful_shutdown: True, or seconds that a guest gets to power itself off.
+
+    All arguments of Buildbot's latent workers are taken as well. ``build_wait_timeout`` is 0 unless given.
+    """
+
+    def __init__(self, name: str, password: Any, *args: Any, **kwargs: Any) -> None:
+        self._gate = PasswordGate()
+        self._hub: Hub | None = None
+        self._arguments: Arguments | None = None
+        self._run: _Run | None = None
+        self._cancel: defer.Deferred[None] | None = None
+        self._failure: LatentvirtError | None = None
+        self._blameless = False
+        if len(args) > len(POSITIONAL):
+            config.error(
+                f"LibVirtWorker {name!r}: {2 + len(args)} positional arguments were given; there are at most "
+                f"{2 + len(POSITIONAL)}: name, password, {', '.join(POSITIONAL)}"
+            )
+        kwargs |= dict(zip(POSITIONAL, args, strict=False))
+        for message in unknown_arguments(kwargs):
+            config.error(f"LibVirtWorker {name!r}: {message}")
+        super().__init__(name, password, **kwargs)
+
+    # The registered password is the gate, whatever the base class thinks it sets.
+
+    @property
+    def password(self) -> PasswordGate:
+        """What Buildbot registers: one object, whose value changes with each start."""
+        return self._gate
+
+    @password.setter
+    def password(self, value: Any) -> None:
+        self._gate.static = value if isinstance(value, str) else None
+
+    def checkConfig(self, name: str, password: Any, **kwargs: Any) -> None:
+        """Report what is wrong in the arguments, for `buildbot checkconfig`; no network, no libvirt."""
+        ours, buildbots = _split(kwargs)
+        super().checkConfig(name, password, **buildbots)
+        try:
+            read_arguments(password, **ours)
+        except LatentvirtError as error:
+            config.error(f"LibVirtWorker {name!r}: {error}")
+
+    @defer.inlineCallbacks
+    def reconfigService(self, name: str, password: Any, **kwargs: Any) -> Any:
+        """Take over new arguments; they hold from the next start on, a running build is not disturbed."""
+        ours, buildbots = _split(kwargs)
+        self._arguments = read_arguments(password, **ours)
+        self._hub = yield Hub.getService(self.master)
+        yield super().reconfigService(name, password, **buildbots)
+        if self.running:
+            self._announce()
+
+    @defer.inlineCallbacks
+    def startService(self) -> Any:
+        """Begin, and let the hub remove what earlier processes left on this worker's host."""
+        yield super().startService()
+        self._announce()
+
+    def _announce(self) -> None:
+        arguments, hub = self._parts()
+        announced = defer.ensureDeferred(hub.expect(arguments.connection, arguments.static_folder))
+        announced.addErrback(log.err, f"latentvirt: while announcing worker {self.name}")
+        self._deferwaiter.add(announced)
+
+    def _parts(self) -> tuple[Arguments, Hub]:
+        if self._arguments is None or self._hub is None:
+            raise ConfigError(f"worker {self.name} is not configured yet")
+        return self._arguments, self._hub
+
+    # Before a build
+
+    def renderWorkerProps(self, build: Any) -> defer.Deferred[MachineSpec]:
+        """Render a build's properties into the spec of its VM."""
+        return defer.ensureDeferred(self._spec(build))
+
+    async def _spec(self, build: Any) -> MachineSpec:
+        arguments, _ = self._parts()
+        values: Any = arguments.rendered
+        if build is not None:
+            values = [await build.render(value) for value in values]
+        return arguments.spec(self.name, *values)
+
+    @defer.inlineCallbacks
+    def isCompatibleWithBuild(self, build: Any) -> Any:
+        """Say whether a build may start here now; a yes holds a place on the host for a moment."""
+        arguments, hub = self._parts()
+        try:
+            compatible = yield super().isCompatibleWithBuild(build)
+        except LatentvirtError:
+            return True  # the start will say what is wrong, in the build's page
+        if not compatible or self._run is not None:
+            return compatible
+        return hub.reserve(hub.record(arguments.connection), self.name)
+
+    # Start
+
+    def start_instance(self, build: Any) -> defer.Deferred[bool]:
+        """Start a fresh VM for a build; part of Buildbot's contract."""
+        return defer.ensureDeferred(self._start_instance(build))
+
+    async def _start_instance(self, build: Any) -> bool:
+        steps = StepLog(self.master, getattr(build, "buildid", None), PREPARATION)
+        self._failure = None
+        self._blameless = False
+        self._cancel = defer.Deferred()
+        try:
+            await self._start(build, steps)
+        except LatentvirtError as error:
+            self._blameless = error.fault != "guest"
+            cancelled = isinstance(error, StartCancelled)
+            await steps.finish(CANCELLED if cancelled else EXCEPTION, str(error))
+            if error.retry:
+                raise LatentWorkerFailedToSubstantiate(str(error)) from error
+            raise LatentWorkerCannotSubstantiate(str(error)) from error
+        except BaseException as error:
+            # A fault of ours, by any name: the build's page must not be left without an end.
+            await steps.finish(EXCEPTION, f"{type(error).__name__}: {error}")
+            raise
+        finally:
+            self._cancel = None
+        return True
+
+    async def _start(self, build: Any, steps: StepLog) -> None:
+        _, hub = self._parts()
+        await hub.ready()
+        self._count_try(hub, build)
+        try:
+            spec: MachineSpec = await self.renderWorkerPropsOnStart(build)
+        except LatentvirtError:
+            raise
+        except Exception as error:
+            raise ConfigError(
+                f"worker {self.name}: an argument could not be rendered for this build: {error!r}",
+                remedy="look at the renderables among hd_image, base_image, xml and size",
+            ) from error
+        record = hub.record(spec.connection)
+        try:
+            spec = await self._resolved(record, spec)
+            storage = None
+            if spec.folder is not None and spec.proven:
+                storage = await hub.storage(record, spec.folder)
+        except LatentvirtError as error:
+            self._note_host(record, error)
+            raise
+        ownership = hub.begin(record, self.name, self._slot(spec))
+        machine = Machine(
+            host=record.host,
+            storage=storage,
+            spec=spec,
+            ownership=ownership,
+            listener=self,
+            identify=self._identify,
+            clock=self.master.reactor,
+            now=time.time,
+            secrets=(self._gate.static or "",),
+        )
+        run = self._run = _Run(record, ownership, machine, steps, self.master.reactor.seconds())
+        steps.progress(
+            f"starting a VM for {self.name} on {record.host.uri} "
+            f"(start {ownership.start}, slot {ownership.slot})"
+        )
+        if not spec.proven:
+            steps.progress("unproven: without a base_image, whether the disk is fresh is not ours to say")
+        if spec.identity in ("auto", "static"):
+            self._gate.open_for_static()
+        try:
+            await self._cancellable(machine)
+        except LatentvirtError as error:
+            self._note_host(record, error)
+            self._forget(run)
+            raise
+        hub.worked(record)
+        steps.progress("the VM runs; waiting for its worker to attach")
+
+    def _count_try(self, hub: Hub, build: Any) -> None:
+        if build is None or not build.requests:
+            return
+        if hub.count_try(build.requests[0].id) > TRIES_OF_A_BUILD:
+            raise TooManyTries(
+                f"this build was started {TRIES_OF_A_BUILD} times and came to nothing each time; its earlier "
+                "builds say why",
+                remedy="mend that, and rebuild",
+            )
+
+    async def _resolved(self, record: HostRecord, spec: MachineSpec) -> MachineSpec:
+        """Find out whether a domain is predefined, where the person did not say."""
+        if spec.kind != "auto":
+            return spec
+        there = await record.host.domain(self.name)
+        if there is None and spec.base_image is not None:
+            return attrs.evolve(spec, kind="generated")
+        return attrs.evolve(spec, kind="predefined")
+
+    def _slot(self, spec: MachineSpec) -> str | None:
+        if spec.kind == "generated":
+            return None
+        return slot_of_domain(Machine.domain_of(spec))
+
+    async def _cancellable(self, machine: Machine) -> None:
+        """Wait for a start, but not for long once it is cancelled."""
+        cancel = self._cancel
+        assert cancel is not None
+        start = defer.ensureDeferred(machine.start())
+        waiting: defer.Deferred[None] = defer.Deferred()
+        settled = False
+
+        def settle(result: Any) -> None:
+            nonlocal settled
+            if settled:
+                return  # given up already: the hub goes on with what is left
+            settled = True
+            waiting.callback(result) if result is None else waiting.errback(result)
+
+        def give_up() -> None:
+            settle(Failure(StartCancelled("the start was cancelled, and its host takes its time to undo it")))
+
+        def cancelled(_: Any) -> None:
+            machine.cancel("the start was cancelled")
+            self.master.reactor.callLater(CANCEL_S, give_up)
+
+        start.addBoth(settle)
+        cancel.addCallback(cancelled)
+        await waiting
+
+    def _identify(self, use: NetworkUse, network_address: str | None) -> Identity:
+        arguments, _ = self._parts()
+        given, _, port = (arguments.master_fqdn or "").partition(":")
+        host = master_host(
+            use,
+            given=given or None,
+            host_is_local=arguments.connection.is_local,
+            network_address=network_address,
+            fallback=socket.getfqdn(),
+        )
+        return Identity(
+            name=self.name, password=self._gate.open_once(), master=f"{host}:{port or self._master_port()}"
+        )
+
+    def _master_port(self) -> int:
+        pb = self.master.config.protocols.get("pb")
+        if pb is None:
+            raise ConfigError(
+                "guests attach by the 'pb' protocol, and c['protocols'] has none",
+                remedy="add c['protocols'] = {'pb': {'port': 9989}}",
+            )
+        return master_port(pb["port"]) or int(self.registration.getPBPort())
+
+    def _note_host(self, record: HostRecord, error: LatentvirtError) -> None:
+        if error.fault == "host" and self._hub is not None:
+            self._hub.failed(record, error)
+
+    def _forget(self, run: _Run) -> None:
+        """Let go of a run; what is left of its machine is ended in the background."""
+        if self._run is run:
+            self._run = None
+        self._gate.close()
+        if self._hub is not None:
+            self._hub.end_later(run.record, run.ownership, run.machine)
+
+    # What the machine tells (see machine.Listener)
+
+    def progress(self, step: str, seconds: float, note: str) -> None:
+        """A step of the start is done."""
+        if self._run is not None:
+            self._run.log.progress(f"{step}: {seconds:.3f} s{' ' + note if note else ''}")
+
+    def console(self, lines: list[str]) -> None:
+        """The guest wrote to its console."""
+        if self._run is not None:
+            self._run.log.console(lines)
+
+    def ready(self, told: Ready) -> None:
+        """The guest has booted and asks who it is."""
+        if self._run is not None:
+            took = self.master.reactor.seconds() - self._run.began
+            self._run.log.progress(f"guest ready after {took:.3f} s (helper {told.helper} on {told.system})")
+
+    def failed(self, error: LatentvirtError) -> None:
+        """The machine is of no more use: before it attached Buildbot asks us, afterwards we cut the line."""
+        if self.conn is None:
+            self._failure = error
+            return
+        self._deferwaiter.add(defer.ensureDeferred(self._lose(error)))
+
+    async def _lose(self, error: LatentvirtError) -> None:
+        connection = self.conn
+        for build in self._builds():
+            steps = StepLog(self.master, build.buildid, LOSS)
+            steps.console(str(error).split("\n"))
+            steps.finish(EXCEPTION, str(error))
+        if connection is not None:
+            connection.loseConnection()
+
+    def _builds(self) -> list[Any]:
+        return [
+            build
+            for builder in self.botmaster.builders.values()
+            for build in builder.building
+            if build.workerforbuilder is not None and build.workerforbuilder.worker is self
+        ]
+
+    def host_in_doubt(self, detail: str) -> None:
+        """Ask an attached guest itself whether it lives; one that has not attached is given up."""
+        run = self._run
+        if run is None:
+            return
+        if self.conn is None:
+            run.machine.fail(detail)
+            return
+
+        def silent(_: Any) -> None:
+            if self._run is run:
+                run.machine.fail(f"{detail}, and the guest does not answer either")
+
+        def answers(_: Any) -> None:
+            log.msg(f"latentvirt: {self.name}: {detail}; its guest answers, so the build goes on")
+
+        asked = self.conn.remotePrint("latentvirt asks whether this worker lives")
+        asked.addTimeout(GUEST_PING_S, self.master.reactor)
+        asked.addCallbacks(answers, silent)
+
+    # After the start
+
+    def check_instance(self) -> tuple[bool, str]:
+        """Say whether the VM that is awaited still lives; part of Buildbot's contract."""
+        if self._failure is None:
+            return True, ""
+        return False, str(self._failure)
+
+    @defer.inlineCallbacks
+    def attached(self, conn: Any) -> Any:
+        """Take the guest's connection; its console is free for a person from now on."""
+        yield super().attached(conn)
+        run = self._run
+        if run is None or self.conn is not conn:
+            return
+        self._gate.close()
+        took = self.master.reactor.seconds() - run.began
+        run.log.progress(f"attached after {took:.3f} s")
+        yield defer.ensureDeferred(run.machine.release_console())
+        run.log.finish(SUCCESS, f"attached after {took:.1f} s")
+
+    def stop_instance(self, fast: bool = False) -> defer.Deferred[bool]:
+        """End the VM; part of Buildbot's contract. Without one there is nothing to do."""
+        return defer.ensureDeferred(self._stop_instance(fast))
+
+    async def _stop_instance(self, fast: bool) -> bool:
+        self.resetWorkerPropsOnStop()
+        run, self._run = self._run, None
+        self._gate.close()
+        if run is None or self._hub is None:
+            return True
+        arguments, hub = self._parts()
+        failure, self._failure = self._failure, None
+        if failure is not None:
+            self._blameless = failure.fault != "guest"
+            self._note_host(run.record, failure)
+        run.log.console(run.machine.rest_of_console())
+        run.log.finish(EXCEPTION, str(failure or GuestFailed("the worker did not attach")))
+        hurry = fast or not self.master.running
+        graceful = 0.0 if hurry else arguments.graceful_shutdown_s
+        stop = defer.ensureDeferred(run.machine.stop(graceful_s=graceful))
+        try:
+            await _at_most(stop, (STOP_FAST_S if hurry else STOP_S) + graceful, self.master.reactor)
+        except (LatentvirtError, defer.TimeoutError) as error:
+            log.msg(f"latentvirt: {self.name}: its VM is not gone yet: {error}; going on in the background")
+            hub.end_later(run.record, run.ownership, run.machine)
+            return True
+        hub.end(run.record, run.ownership)
+        return True
+
+    def insubstantiate(self, fast: bool = False, force_substantiation_build: Any = None) -> Any:
+        """Call off a start that is under way first: Buildbot would wait for its end."""
+        self._cancel_start()
+        return super().insubstantiate(fast, force_substantiation_build)
+
+    def _cancel_start(self) -> None:
+        if self._cancel is not None and not self._cancel.called:
+            self._cancel.callback(None)
+
+    def stopService(self) -> Any:
+        """Stop; a start that is under way is called off."""
+        self._cancel_start()
+        return super().stopService()
+
+    def putInQuarantine(self) -> None:
+        """Leave a worker in use whose build failed for what is not its fault (a host's, the build's own)."""
+        if self._blameless and self.state is not States.SUBSTANTIATED:
+            return
+        super().putInQuarantine()
+
+
+def _split(kwargs: dict[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
+    """Part our arguments from Buildbot's, and set our defaults for those."""
+    ours = {key: value for key, value in kwargs.items() if key in OURS}
+    buildbots = {key: value for key, value in kwargs.items() if key not in OURS}
+    buildbots.setdefault("build_wait_timeout", 0)
+    buildbots.setdefault("missing_timeout", DEFAULT_MISSING_TIMEOUT_S)
+    buildbots.setdefault("check_instance_interval", CHECK_INSTANCE_INTERVAL_S)
+    return ours, buildbots
+
+
+async def _at_most(doing: defer.Deferred[Any], seconds: float, clock: Any) -> None:
+    """Wait for something at most so long; it goes on by itself when the time is up."""
+    waiting: defer.Deferred[Any] = defer.Deferred()
+    timer = clock.callLater(seconds, waiting.errback, defer.TimeoutError(f"{seconds:g} s are over"))
+
+    def over(result: Any) -> None:
+        if timer.active():
+            timer.cancel()
+            waiting.callback(result)
+
+    doing.addBoth(over)
+    await waiting
