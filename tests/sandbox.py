@@ -46,6 +46,9 @@ echo ready
 exec tini -s -- cat
 """
 
+# nsenter stops itself when its child is stopped, and then does not see it end: a shell stands between them.
+_BETWEEN = '"$@"; exit'
+
 _PRIVATE_FOLDERS = (
     "run/lock",  # libvirt locks a console here while it is attached
     "dev",
@@ -117,7 +120,10 @@ class Sandbox:
         """Start a long-running command inside, its output appended to a file."""
         with log.open("ab") as output:
             process = subprocess.Popen(
-                self.inside(command), stdin=subprocess.DEVNULL, stdout=output, stderr=subprocess.STDOUT
+                self.inside(["sh", "-c", _BETWEEN, "sh", *command]),
+                stdin=subprocess.DEVNULL,
+                stdout=output,
+                stderr=subprocess.STDOUT,
             )
         return Daemon(process, log)
 
@@ -141,21 +147,32 @@ class Sandbox:
         raise ProcessLookupError(f"no process {inner} in the sandbox")
 
 
+def _grandchild(pid: int) -> int | None:
+    """Return the process that nsenter's child, the shell, has started; None if it has not yet."""
+    for _ in range(2):
+        try:
+            children = Path(f"/proc/{pid}/task/{pid}/children").read_text().split()
+        except OSError:
+            return None
+        if not children:
+            return None
+        pid = int(children[0])
+    return pid
+
+
 class Daemon:
     """A command that runs inside a sandbox; `pid` is the one that the machine knows it by."""
 
     def __init__(self, process: subprocess.Popen[bytes], log: Path) -> None:
         self.log = log
         self._process = process
-        # nsenter forks to get into the process-id namespace: the daemon is its only child.
-        children = Path(f"/proc/{process.pid}/task/{process.pid}/children")
         deadline = time.monotonic() + START_DEADLINE
-        while not (found := children.read_text().split() if children.exists() else []):
+        while (pid := _grandchild(process.pid)) is None:
             self.check()
             if time.monotonic() > deadline:
                 raise RuntimeError(f"{process.args!r} did not start")
             time.sleep(POLL)
-        self.pid = int(found[0])
+        self.pid = pid
 
     @property
     def ended(self) -> bool:
