@@ -111,6 +111,11 @@ class Machine:
         """Name the domain of a spec that is predefined or given: it keeps its own name."""
         return (domainxml.domain_name(spec.xml) if spec.xml else None) or spec.worker
 
+    @property
+    def _own_uuid(self) -> bool:
+        """Whether each start gets a UUID of its own; a predefined domain keeps that of its definition."""
+        return self.spec.kind != "predefined"
+
     # Start
 
     async def start(self) -> None:
@@ -162,6 +167,7 @@ class Machine:
                 overlays=overlays,
                 vars_path=vars_path,
                 allow_shared=self.spec.allow_shared,
+                own_uuid=self._own_uuid,
             )
         await self._step("attach console and channel", self._listen(created))
         await self._step("resume", self.host.resume(created.uuid))
@@ -233,10 +239,12 @@ class Machine:
         spec, storage = self.spec, self.storage
         if not spec.proven or storage is None:
             return []
-        domainxml.refuse(
-            domainxml.freshness_problems(
-                xml, allow_shared=spec.allow_shared, own_uuid=spec.kind != "predefined"
-            )
+        domainxml.check(
+            xml,
+            base_image=spec.base_image,
+            hd_image=spec.hd_image,
+            allow_shared=spec.allow_shared,
+            own_uuid=self._own_uuid,
         )
         await storage.prepare()
         overlays = []
@@ -244,7 +252,8 @@ class Machine:
             if disk.system:
                 path, given, role = str(spec.base_image), spec.base_format, "base image"
             elif disk.source is not None:
-                path, given = await self._path_of(disk.source), disk.source.format
+                # What libvirt takes an undeclared format for; a guest could make a raw disk look like another.
+                path, given = await self._path_of(disk.source), disk.source.format or "raw"
                 role = f"disk {disk.target}"
             else:
                 continue

@@ -1,0 +1,152 @@
+"""A private libvirtd, an image folder and a real master: the stage of the whole tests."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import shutil
+import subprocess
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import attrs
+from guests import BusyBoxGuest, DebianGuest
+from masters import Master
+from privatelibvirt import PrivateLibvirtd
+
+FAST_DOMAIN = """<domain type='qemu'>
+  <name>{name}</name>
+  <!-- a comment of the person's -->
+  <memory unit='MiB'>512</memory>
+  <vcpu>1</vcpu>
+  <os>
+    <type arch='x86_64' machine='q35'>hvm</type>
+    <kernel>{kernel}</kernel>
+    <initrd>{initrd}</initrd>
+    <cmdline>{cmdline}</cmdline>
+  </os>
+  <features><acpi/></features>
+  <on_crash>destroy</on_crash>
+  <devices>
+    <disk type='file' device='disk'>
+      <driver name='qemu' type='qcow2'/>
+      <source file='{disk}'/>
+      <target dev='vda' bus='virtio'/>
+    </disk>
+    <interface type='user'><model type='virtio'/></interface>
+    <serial type='pty'/>
+    <rng model='virtio'><backend model='random'>/dev/urandom</backend></rng>
+    <panic model='isa'/>
+    <memballoon model='none'/>
+  </devices>
+</domain>"""
+
+
+def fast_domain(name: str, disk: Path, guest: DebianGuest | BusyBoxGuest, *words: str) -> str:
+    """Describe a domain that boots a guest by its kernel, as a person would.
+
+    Args:
+        name: of the domain.
+        disk: path of its disk, which need not exist.
+        guest: what boots.
+        words: more of them for the kernel's command line.
+    """
+    cmdline = guest.fast_cmdline if isinstance(guest, DebianGuest) else guest.cmdline
+    return FAST_DOMAIN.format(
+        name=name,
+        disk=disk,
+        kernel=guest.kernel,
+        initrd=guest.initrd,
+        cmdline=" ".join((cmdline, *words)),
+    )
+
+
+@attrs.frozen
+class Fingerprint:
+    """What of a file must be the same afterwards."""
+
+    sha256: str
+    owner: tuple[int, int]
+    mode: int
+
+    @classmethod
+    def of(cls, path: Path) -> Fingerprint:
+        """Take it of a file."""
+        status = path.stat()
+        with path.open("rb") as file:
+            digest = hashlib.file_digest(file, "sha256").hexdigest()
+        return cls(digest, (status.st_uid, status.st_gid), status.st_mode)
+
+
+@attrs.define
+class Stage:
+    """A libvirtd, and a folder of images on its host.
+
+    Args:
+        libvirtd: the host.
+        images: the person's folder.
+        base: the base image in it.
+    """
+
+    libvirtd: PrivateLibvirtd
+    images: Path
+    base: Path
+
+    def domains(self) -> list[str]:
+        """Name the domains that run."""
+        return self.libvirtd.virsh("list", "--name").split()
+
+    def files(self) -> list[str]:
+        """List what lies in the directories that latentvirt made, leases left out."""
+        found = self.images.glob("latentvirt-*/*")
+        return sorted(str(file) for file in found if not file.name.startswith("lease."))
+
+    def assert_nothing_left(self, *foreign: str, seconds: float = 20) -> None:
+        """Check that no domain and no file of ours is left, once the background has had time for it.
+
+        Args:
+            foreign: names of the domains that must run still.
+            seconds: how long to wait.
+        """
+        deadline = time.monotonic() + seconds
+        while (self.domains(), self.files()) != (sorted(foreign), []) and time.monotonic() < deadline:
+            time.sleep(0.2)
+        assert self.domains() == sorted(foreign)
+        assert self.files() == []
+
+    def assert_all_gone(self) -> None:
+        """Check that after the master's end not even its directory and its pool are left."""
+        assert list(self.images.glob("latentvirt-*")) == []
+        assert self.libvirtd.virsh("pool-list", "--all", "--name").split() == []
+
+
+def make_stage(libvirtd: PrivateLibvirtd, folder: Path, image: Path | None) -> Stage:
+    """Set the stage.
+
+    Args:
+        libvirtd: the host.
+        folder: an empty folder, in which the image folder is made.
+        image: what becomes the base image; None makes a blank one.
+    """
+    images = folder / "images"
+    images.mkdir()
+    base = images / "base_image"
+    if image is None:
+        subprocess.run(["qemu-img", "create", "-q", "-f", "qcow2", base, "64M"], check=True)
+    else:
+        shutil.copyfile(image, base)
+    base.chmod(0o644)
+    os.utime(base)
+    return Stage(libvirtd, images, base)
+
+
+@contextmanager
+def running(folder: Path, config: str, **more: object) -> Iterator[Master]:
+    """Run a master for as long as the context lasts."""
+    master = Master(folder, config, **more)  # type: ignore[arg-type]
+    try:
+        yield master.start()
+    finally:
+        master.close()

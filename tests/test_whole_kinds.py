@@ -1,0 +1,97 @@
+"""Real builds on real VMs, for each kind of domain: fresh each time, and nothing left."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from guests import DebianGuest, debian_image
+from masters import SUCCESS, Master
+from privatelibvirt import private_libvirtd
+from scenes import Fingerprint, Stage, fast_domain, make_stage, running
+
+pytestmark = [pytest.mark.libvirt, pytest.mark.guest]
+
+LOOK_AND_MARK = "if [ -e $HOME/mark ]; then echo used before; exit 1; fi; echo mark > $HOME/mark; sync"
+
+
+@pytest.fixture(scope="module")
+def guest() -> DebianGuest:
+    return debian_image()
+
+
+@pytest.fixture
+def stage(tmp_path: Path, guest: DebianGuest) -> Iterator[Stage]:
+    with private_libvirtd(tmp_path, user="libvirt-qemu") as libvirtd:
+        tmp_path.chmod(0o755)
+        for parent in tmp_path.parents:
+            if parent.name.startswith("pytest-"):
+                parent.chmod(0o755)
+        yield make_stage(libvirtd, tmp_path, guest.disk)
+
+
+def two_builds(master: Master) -> None:
+    for _ in range(2):
+        build = master.finished(master.force("b"))
+        assert build["results"] == SUCCESS, master.text(build, "start VM", "progress") + master.log()[-3000:]
+
+
+def test_predefined_domain_stays_as_it_is_and_its_builds_do_not_see_each_other(
+    stage: Stage, guest: DebianGuest, tmp_path: Path
+) -> None:
+    """A predefined domain runs each build on a disk of its own, and its definition and images are untouched."""
+    disk = stage.images / "minion1"
+    xml = tmp_path / "minion1.xml"
+    xml.write_text(fast_domain("minion1", disk, guest))
+    stage.libvirtd.virsh("define", str(xml))
+    definition = stage.libvirtd.virsh("dumpxml", "--inactive", "minion1")
+    base = Fingerprint.of(stage.base)
+    config = f"""
+    c['workers'].append(LibVirtWorker(
+        'minion1', 'sekrit', Connection('{stage.libvirtd.uri}'), '{disk}', '{stage.base}'))
+    builder('b', ['minion1'], {LOOK_AND_MARK!r})
+    """
+    with running(tmp_path / "master", config) as master:
+        two_builds(master)
+        stage.assert_nothing_left()
+    stage.assert_all_gone()
+    assert Fingerprint.of(stage.base) == base
+    assert not disk.exists()
+    assert stage.libvirtd.virsh("dumpxml", "--inactive", "minion1") == definition
+
+
+def test_domain_given_as_xml_exists_only_while_a_build_needs_it(
+    stage: Stage, guest: DebianGuest, tmp_path: Path
+) -> None:
+    """A domain given as xml= is made for each build, and is not there before or afterwards."""
+    disk = stage.images / "minion1"
+    base = Fingerprint.of(stage.base)
+    config = f"""
+    c['workers'].append(LibVirtWorker(
+        'minion1', 'sekrit', uri='{stage.libvirtd.uri}', hd_image='{disk}', base_image='{stage.base}',
+        xml={fast_domain("given", disk, guest)!r}))
+    builder('b', ['minion1'], {LOOK_AND_MARK!r})
+    """
+    with running(tmp_path / "master", config) as master:
+        two_builds(master)
+        stage.assert_nothing_left()
+    stage.assert_all_gone()
+    assert Fingerprint.of(stage.base) == base
+    assert stage.libvirtd.virsh("list", "--all", "--name").split() == []
+
+
+def test_generated_domain_boots_the_image_by_itself(stage: Stage, tmp_path: Path) -> None:
+    """Without a domain of the person's, one is generated that boots the image's own boot loader."""
+    base = Fingerprint.of(stage.base)
+    config = f"""
+    c['workers'].append(LibVirtWorker(
+        'minion1', None, '{stage.libvirtd.uri}', base_image='{stage.base}',
+        size={{'memory': util.Property('memory', default='600 MiB'), 'disk': '3 GiB'}}))
+    builder('b', ['minion1'], {LOOK_AND_MARK!r}, 'grep -c 6291456 /sys/block/vda/size')
+    """
+    with running(tmp_path / "master", config) as master:
+        two_builds(master)
+        stage.assert_nothing_left()
+    stage.assert_all_gone()
+    assert Fingerprint.of(stage.base) == base
