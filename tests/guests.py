@@ -102,8 +102,8 @@ def cached(name: str, inputs: list[bytes], build: Callable[[Path], None]) -> Pat
 
 def debian_image() -> DebianGuest:
     """Return the Debian guest, building it (about 50 s) if its inputs changed."""
-    sources = [VMBUILDER, *sorted(file for file in (CONTRIB / "guest").rglob("*") if file.suffix != ".md")]
-    inputs = [file.read_bytes() for file in sources if file.is_file() and "__pycache__" not in file.parts]
+    files = [VMBUILDER, *sorted((*CONTRIB.glob("image/*"), *CONTRIB.glob("guest/latentvirt*")))]
+    inputs = [file.read_bytes() for file in files]
 
     def build(folder: Path) -> None:
         output = folder / "debian.qcow2"

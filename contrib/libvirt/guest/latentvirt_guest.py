@@ -23,7 +23,8 @@ import re
 import socket
 import sys
 import time
-from typing import Any, Callable, NamedTuple
+from collections.abc import Callable
+from typing import Any, NamedTuple
 
 VERSION = "1"
 PROTOCOL = 1
@@ -131,6 +132,11 @@ class System:
         name = socket.gethostname().split(".")[0]
         return None if name in ("", "localhost", "amnesiac") else name
 
+    def set_hostname(self, name: str) -> None:
+        """Call the machine what the worker is called, where that is a host's name; nothing depends on it."""
+        if re.fullmatch(r"[A-Za-z0-9]([A-Za-z0-9-]{0,61}[A-Za-z0-9])?", name):
+            socket.sethostname(name)
+
     def become(self, user: str) -> None:
         """Give up root for good, in this process, and make the environment that user's."""
         import pwd
@@ -189,13 +195,11 @@ class Linux(System):
                 device.write(data)  # mixed in, but not credited
 
     def dhcp_hostname(self) -> str | None:
-        # systemd-networkd needs D-Bus and polkit to set the host name; its lease file has it without them.
+        # systemd-networkd sets the host name only with D-Bus and polkit; its lease file has it without them.
         for lease in _listdir(self._leases):
             for line in (_read_text(f"{self._leases}/{lease}") or "").splitlines():
                 if line.startswith("HOSTNAME="):
                     name = line.partition("=")[2].split(".")[0]
-                    if name and os.getuid() == 0:
-                        socket.sethostname(name)
                     return name or None
         return super().dhcp_hostname()
 
@@ -272,7 +276,7 @@ class Windows(System):
     user = None  # the service's account
 
     def __init__(self) -> None:
-        data = os.environ.get("ProgramData", r"C:\ProgramData")
+        data = os.environ.get("PROGRAMDATA", r"C:\ProgramData")
         self.basedir = os.path.join(data, "latentvirt", "worker")
         self.config = os.path.join(data, "latentvirt", "worker.json")
 
@@ -291,6 +295,9 @@ class Windows(System):
         systemtime = (ctypes.c_uint16 * 8)(*fields, int(now % 1 * 1000))
         if not ctypes.windll.kernel32.SetSystemTime(ctypes.byref(systemtime)):  # type: ignore[attr-defined]
             raise OSError("SetSystemTime refused; the service's account needs SeSystemtimePrivilege")
+
+    def set_hostname(self, name: str) -> None:
+        pass  # would take a reboot
 
     def add_entropy(self, data: bytes) -> None:
         raise OSError("Windows takes no entropy from programs; give the VM a virtio-rng device")
@@ -549,20 +556,18 @@ def settle(system: System, identity: Identity) -> None:
         except OSError as error:
             note(f"the system's random numbers were not stirred: {error}")
     random.seed(identity.entropy + os.urandom(32))
+    try:
+        system.set_hostname(identity.name)
+    except OSError as error:
+        note(f"the host name stays: {error}")
 
 
 def import_worker() -> None:
     """Import all that an attached worker needs, so that nothing is left to load after a thaw."""
-    import encodings.idna  # noqa: F401
-    import multiprocessing  # noqa: F401
+    import encodings.idna  # noqa: F401  # what resolving a host name imports late
+    import multiprocessing  # noqa: F401  # what counting the CPUs imports late
 
-    import buildbot_worker.bot
-    import buildbot_worker.commands.registry as registry
-    import twisted.internet.reactor
-    import twisted.spread.banana  # noqa: F401
-
-    for command in registry.getAllCommandNames():
-        registry.getFactory(command)
+    import buildbot_worker.bot  # noqa: F401
 
 
 def write_info(basedir: str, identity: Identity) -> None:
@@ -590,12 +595,14 @@ def run_worker(config: Config, identity: Identity) -> int:
 
     def emit(event: dict[str, Any]) -> None:
         # A build's environment may hold secrets, and our output is shown on a console that others read.
-        if not str(event.get("message", ("",))[0:1]).lstrip("('\" ").startswith("environment:"):
+        if not "".join(event.get("message") or ()).lstrip().startswith("environment:"):
             write(event)
 
     log.startLoggingWithObserver(emit, setStdout=False)
     # The worker has no argument for it, and its own way waits up to a minute between two tries.
-    buildbot_worker.pb.backoffPolicy = lambda: backoffPolicy(RETRY_FIRST_S, RETRY_MOST_S, RETRY_FACTOR)
+    buildbot_worker.pb.backoffPolicy = lambda: backoffPolicy(
+        RETRY_FIRST_S, RETRY_MOST_S, RETRY_FACTOR, jitter=lambda: random.uniform(0, RETRY_FIRST_S)
+    )
     worker = Worker(
         identity.host,
         identity.port,
@@ -606,6 +613,7 @@ def run_worker(config: Config, identity: Identity) -> int:
         umask=0o022,
         protocol=config.protocol,
     )
+    worker.bf.noisy = False  # two lines for each try while the network comes up
     application = service.MultiService()
     worker.setServiceParent(application)
     reactor.callWhenRunning(application.startService)
