@@ -380,7 +380,7 @@ def parse_identity(line: bytes) -> Identity:
     """
     try:
         said = json.loads(line)
-    except ValueError:  # also bad UTF-8
+    except (ValueError, RecursionError):  # also bad UTF-8
         raise HelperError("the line is not JSON in UTF-8") from None
     if not isinstance(said, dict):
         raise HelperError("the line is not a JSON object")
@@ -452,25 +452,42 @@ def static_identity(config: Config, system: System) -> Identity:
 # The channel
 
 
+class Lines:
+    """Cuts what comes from the port into lines; None stands for a line that was too long."""
+
+    def __init__(self) -> None:
+        self._rest = b""
+        self._skipping = False
+
+    def feed(self, data: bytes) -> list[bytes | None]:
+        *whole, self._rest = (self._rest + data).split(b"\n")
+        lines = [line if len(line) <= MAX_LINE else None for line in whole]
+        if lines and self._skipping:
+            lines.pop(0)
+            self._skipping = False
+        if len(self._rest) > MAX_LINE:
+            self._rest = b""
+            if not self._skipping:
+                lines.append(None)
+            self._skipping = True
+        return lines
+
+
 class Channel:
-    """Says and hears lines on a port; a line too long or half said by a host that left is dropped."""
+    """Says and hears lines on a port; what a host that left has half said is dropped."""
 
     def __init__(self, port: Port | WindowsPort) -> None:
         self._port = port
-        self._heard = b""
+        self._lines = Lines()
+        self._heard: list[bytes | None] = []
         self._unsaid = b""
 
     def say(self, **what: object) -> None:
         # What no host took is stale by the time one comes: only a line that was begun is ended.
         begun = self._unsaid
-        self._unsaid = begun + json.dumps({"latentvirt": PROTOCOL, **what}).encode() + b"\n"
-        taken = self._port.write(self._unsaid)
-        if taken < len(begun):
-            self._unsaid = begun[taken:]
-        elif taken == len(begun):
-            self._unsaid = b""
-        else:
-            self._unsaid = self._unsaid[taken:]
+        both = begun + json.dumps({"latentvirt": PROTOCOL, **what}).encode() + b"\n"
+        taken = self._port.write(both)
+        self._unsaid = begun[taken:] if taken <= len(begun) else both[taken:]
 
     def hear(self, timeout_s: float) -> bytes | None:
         """Return one line, or None if none came in time.
@@ -479,22 +496,19 @@ class Channel:
             HelperError: the host said more than a line may hold.
         """
         until = time.monotonic() + timeout_s
-        while True:
-            line, newline, rest = self._heard.partition(b"\n")
-            if newline:
-                self._heard = rest
-                return line
-            if len(self._heard) > MAX_LINE:
-                self._heard = b""
-                raise HelperError(f"a line holds at most {MAX_LINE} bytes")
+        while not self._heard:
             left = until - time.monotonic()
             if left <= 0:
                 return None
             data = self._port.read(left)
             if data is None:
-                self._heard = b""
+                self._lines = Lines()
             else:
-                self._heard += data
+                self._heard += self._lines.feed(data)
+        line = self._heard.pop(0)
+        if line is None:
+            raise HelperError(f"a line holds at most {MAX_LINE} bytes")
+        return line
 
 
 def wait_for_identity(
