@@ -199,9 +199,9 @@ def test_what_others_made_is_left_alone(bench: Bench, kind: str) -> None:
     elif kind == "overlay":
         qemu_img("create", "-q", "-f", "qcow2", "-F", "qcow2", "-b", str(bench.base), str(bench.clone))
     elif kind == "copy of ours":
-        bench.prepare()
-        bench.clone.rename(other)
-        shutil.copyfile(other, bench.clone)
+        bench.write(bench.config.read_text() + "[other-vm]\nbase=base.qcow2\nclone=other.qcow2\n")
+        assert bench.prepare("other-vm", stdin=domain_xml(other)).returncode == 0
+        shutil.copy2(other, bench.clone)  # the mark too
     elif kind == "link":
         other.write_text("a person's file")
         bench.clone.symlink_to(other)
@@ -434,6 +434,29 @@ def test_a_domain_with_several_disks_gets_all_or_none(bench: Bench) -> None:
     assert set(bench.files()) == {"base.qcow2", "data.qcow2"}
 
 
+def test_the_first_disk_goes_if_the_second_cannot_come(bench: Bench) -> None:
+    """A start that fails when one clone is already there takes that one away again."""
+    data = bench.folder / "data.qcow2"
+    bench.write(
+        bench.config.read_text() + "[build-vm data]\ndomain=build-vm\nbase=base.qcow2\nclone=data.qcow2\n"
+    )
+    # Somebody takes the second clone's name while it is being made.
+    environ = fake_qemu_img(bench, f'mkdir -p {data}\nexec {shutil.which("qemu-img")} "$@"')
+    xml = domain_xml(bench.clone, data)
+    assert refused(bench.run("build-vm", "prepare", "begin", "-", stdin=xml, environ=environ), str(data))
+    assert set(bench.files()) == {"base.qcow2"}
+
+
+def test_the_temporary_name_is_no_way_to_another_file(bench: Bench) -> None:
+    """A link that somebody left where a clone is made does not lead the hook to what it points to."""
+    precious = bench.root / "precious"
+    precious.write_text("a person's file")
+    (bench.folder / ".clone.qcow2.latentvirt-hook").symlink_to(precious)
+    assert bench.prepare().returncode == 0
+    assert precious.read_text() == "a person's file"
+    assert set(bench.files()) == {"base.qcow2", "clone.qcow2"}
+
+
 def test_domains_start_side_by_side(bench: Bench) -> None:
     """Several domains that start at the same time, some twice, all get their disks."""
     names = [f"vm{number}" for number in range(4)]
@@ -499,8 +522,9 @@ def test_a_hook_that_is_killed_leaves_no_half_clone(bench: Bench, sig: signal.Si
     else:
         assert set(bench.files()) == {"base.qcow2"}
     assert not bench.clone.exists()
+    assert bench.release().returncode == 0
+    assert set(bench.files()) == {"base.qcow2"}
     assert bench.prepare().returncode == 0
-    assert set(bench.files()) == {"base.qcow2", "clone.qcow2"}
 
 
 @pytest.mark.skipif(os.geteuid() != 0, reason="mounts a file system in a namespace of its own")
@@ -523,6 +547,10 @@ def test_a_file_system_without_attributes_will_do(tmp_path: Path) -> None:
         ! prepare $1
         ! $0 $1 build-vm release end -
         cmp other.qcow2 clone.qcow2
+        rm clone.qcow2
+        qemu-img create -q -f qcow2 -F qcow2 -b {tmp_path}/base.qcow2 keep.qcow2
+        ln -s keep.qcow2 clone.qcow2
+        ! prepare $1
         echo all well
     """
     result = subprocess.run(
