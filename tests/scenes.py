@@ -3,18 +3,21 @@
 from __future__ import annotations
 
 import hashlib
-import os
 import shutil
 import subprocess
+import tempfile
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import TypeVar
 
 import attrs
-from guests import BusyBoxGuest, DebianGuest
+from guests import BusyBoxGuest, DebianGuest, busybox_guest, debian_image
 from masters import Master
-from privatelibvirt import PrivateLibvirtd
+from privatelibvirt import PrivateLibvirtd, private_libvirtd
+
+Guest = TypeVar("Guest", BusyBoxGuest, DebianGuest)
 
 FAST_DOMAIN = """<domain type='qemu'>
   <name>{name}</name>
@@ -44,7 +47,7 @@ FAST_DOMAIN = """<domain type='qemu'>
 </domain>"""
 
 
-def fast_domain(name: str, disk: Path, guest: DebianGuest | BusyBoxGuest, *words: str) -> str:
+def fast_domain(name: str, disk: Path, guest: DebianGuest | BusyBoxGuest | None, *words: str) -> str:
     """Describe a domain that boots a guest by its kernel, as a person would.
 
     Args:
@@ -53,6 +56,7 @@ def fast_domain(name: str, disk: Path, guest: DebianGuest | BusyBoxGuest, *words
         guest: what boots.
         words: more of them for the kernel's command line.
     """
+    assert guest is not None, "the stage was set blank"
     cmdline = guest.fast_cmdline if isinstance(guest, DebianGuest) else guest.cmdline
     return FAST_DOMAIN.format(
         name=name,
@@ -88,11 +92,15 @@ class Stage:
         libvirtd: the host.
         images: the person's folder.
         base: the base image in it.
+        busybox: a guest that needs no disk.
+        debian: the guest that the base image holds; None if that is blank.
     """
 
     libvirtd: PrivateLibvirtd
     images: Path
     base: Path
+    busybox: BusyBoxGuest
+    debian: DebianGuest | None
 
     def domains(self) -> list[str]:
         """Name the domains that run."""
@@ -122,24 +130,40 @@ class Stage:
         assert self.libvirtd.virsh("pool-list", "--all", "--name").split() == []
 
 
-def make_stage(libvirtd: PrivateLibvirtd, folder: Path, image: Path | None) -> Stage:
-    """Set the stage.
+@contextmanager
+def stage(*, user: str = "root", blank: bool = False) -> Iterator[Stage]:
+    """Set the stage, for as long as the context lasts.
 
     Args:
-        libvirtd: the host.
-        folder: an empty folder, in which the image folder is made.
-        image: what becomes the base image; None makes a blank one.
+        user: whom QEMU runs as.
+        blank: whether a blank disk will do for a base image, since only the busybox guest is needed.
     """
-    images = folder / "images"
-    images.mkdir()
-    base = images / "base_image"
-    if image is None:
-        subprocess.run(["qemu-img", "create", "-q", "-f", "qcow2", base, "64M"], check=True)
-    else:
-        shutil.copyfile(image, base)
-    base.chmod(0o644)
-    os.utime(base)
-    return Stage(libvirtd, images, base)
+    # Not below pytest's own folder, which is closed to all but its user: QEMU's must pass.
+    with tempfile.TemporaryDirectory(prefix="lv-stage-") as temporary:
+        folder = Path(temporary)
+        folder.chmod(0o755)
+        images = folder / "images"
+        images.mkdir()
+        # libvirt labels a kernel while a guest runs from it; one that is shared would be another test's, too.
+        busybox = _own(busybox_guest(), images)
+        debian = None if blank else _own(debian_image(), images)
+        base = images / "base_image"
+        if debian is None:
+            subprocess.run(["qemu-img", "create", "-q", "-f", "qcow2", base, "64M"], check=True)
+        else:
+            shutil.copyfile(debian.disk, base)
+        base.chmod(0o644)
+        with private_libvirtd(folder, user=user) as libvirtd:
+            yield Stage(libvirtd, images, base, busybox, debian)
+
+
+def _own(guest: Guest, folder: Path) -> Guest:
+    """Give a guest a kernel and a RAM disk of its own."""
+    copies = {
+        what: Path(shutil.copyfile(getattr(guest, what), folder / f"{type(guest).__name__}-{what}"))
+        for what in ("kernel", "initrd")
+    }
+    return attrs.evolve(guest, **copies)
 
 
 @contextmanager

@@ -6,29 +6,19 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from guests import DebianGuest, debian_image
+import scenes
 from masters import SUCCESS, Master
-from privatelibvirt import private_libvirtd
-from scenes import Fingerprint, Stage, fast_domain, make_stage, running
+from scenes import Fingerprint, Stage, fast_domain, running
 
 pytestmark = [pytest.mark.libvirt, pytest.mark.guest]
 
 LOOK_AND_MARK = "if [ -e $HOME/mark ]; then echo used before; exit 1; fi; echo mark > $HOME/mark; sync"
 
 
-@pytest.fixture(scope="module")
-def guest() -> DebianGuest:
-    return debian_image()
-
-
 @pytest.fixture
-def stage(tmp_path: Path, guest: DebianGuest) -> Iterator[Stage]:
-    with private_libvirtd(tmp_path, user="libvirt-qemu") as libvirtd:
-        tmp_path.chmod(0o755)
-        for parent in tmp_path.parents:
-            if parent.name.startswith("pytest-"):
-                parent.chmod(0o755)
-        yield make_stage(libvirtd, tmp_path, guest.disk)
+def stage() -> Iterator[Stage]:
+    with scenes.stage(user="libvirt-qemu") as stage:
+        yield stage
 
 
 def two_builds(master: Master) -> None:
@@ -38,12 +28,12 @@ def two_builds(master: Master) -> None:
 
 
 def test_predefined_domain_stays_as_it_is_and_its_builds_do_not_see_each_other(
-    stage: Stage, guest: DebianGuest, tmp_path: Path
+    stage: Stage, tmp_path: Path
 ) -> None:
     """A predefined domain runs each build on a disk of its own, and its definition and images are untouched."""
     disk = stage.images / "minion1"
     xml = tmp_path / "minion1.xml"
-    xml.write_text(fast_domain("minion1", disk, guest))
+    xml.write_text(fast_domain("minion1", disk, stage.debian))
     stage.libvirtd.virsh("define", str(xml))
     definition = stage.libvirtd.virsh("dumpxml", "--inactive", "minion1")
     base = Fingerprint.of(stage.base)
@@ -62,7 +52,7 @@ def test_predefined_domain_stays_as_it_is_and_its_builds_do_not_see_each_other(
 
 
 def test_domain_given_as_xml_exists_only_while_a_build_needs_it(
-    stage: Stage, guest: DebianGuest, tmp_path: Path
+    stage: Stage, tmp_path: Path
 ) -> None:
     """A domain given as xml= is made for each build, and is not there before or afterwards."""
     disk = stage.images / "minion1"
@@ -70,7 +60,7 @@ def test_domain_given_as_xml_exists_only_while_a_build_needs_it(
     config = f"""
     c['workers'].append(LibVirtWorker(
         'minion1', 'sekrit', uri='{stage.libvirtd.uri}', hd_image='{disk}', base_image='{stage.base}',
-        xml={fast_domain("given", disk, guest)!r}))
+        xml={fast_domain("given", disk, stage.debian)!r}))
     builder('b', ['minion1'], {LOOK_AND_MARK!r})
     """
     with running(tmp_path / "master", config) as master:

@@ -1,0 +1,63 @@
+"""What a fake host says of itself, and how it words the XML that it is given."""
+
+from __future__ import annotations
+
+from lxml import etree
+
+CAPABILITIES = """<capabilities><host><cpu><arch>x86_64</arch><model>qemu64</model></cpu>
+<secmodel><model>dac</model><doi>0</doi></secmodel></host>
+<guest><os_type>hvm</os_type><arch name='x86_64'><wordsize>64</wordsize>
+<emulator>/usr/bin/qemu-system-x86_64</emulator>
+<machine canonical='pc-q35-7.2'>q35</machine><machine>pc-q35-7.2</machine>
+<domain type='qemu'/></arch></guest></capabilities>"""
+
+DOMAIN_CAPABILITIES = """<domainCapabilities><path>/usr/bin/qemu-system-x86_64</path><domain>qemu</domain>
+<machine>pc-i440fx-7.2</machine><arch>x86_64</arch>
+<os supported='yes'><enum name='firmware'/></os>
+<cpu><mode name='maximum' supported='yes'/></cpu>
+<devices/><features><genid supported='yes'/></features></domainCapabilities>"""
+
+UNITS = {"bytes": 1, "KiB": 1024, "MiB": 1024**2, "GiB": 1024**3}
+
+
+def normalised(xml: str, *, uuid: str, id: int | None) -> str:
+    """Word a domain's XML as libvirt does.
+
+    Args:
+        xml: as given.
+        uuid: filled in where it is missing.
+        id: of a run; adds what a live domain's XML has; None for a definition.
+    """
+    root = etree.fromstring(xml, etree.XMLParser(remove_comments=True))
+    name = root.find("name")
+    if root.find("uuid") is None and name is not None:
+        name.addnext(etree.Element("uuid"))
+    for found in root.iterfind("uuid"):
+        found.text = uuid
+    for memory in root.iterfind("memory"):
+        memory.text = str(int(memory.text or 0) * UNITS.get(memory.get("unit", "KiB"), 1024) // 1024)
+        memory.set("unit", "KiB")
+    serial, console = root.find("devices/serial"), root.find("devices/console")
+    if serial is not None and console is None:
+        console = etree.Element("console", type=serial.get("type", "pty"))
+        etree.SubElement(console, "target", type="serial", port="0")
+        serial.addnext(console)
+    if id is not None:
+        root.set("id", str(id))
+        _liven(root, id)
+    return etree.tostring(root, encoding="unicode")
+
+
+def _liven(root: etree._Element, id: int) -> None:
+    for number, device in enumerate(root.iterfind("devices/*")):
+        if device.tag != "emulator" and device.find("alias") is None:
+            etree.SubElement(device, "alias", name=f"{device.tag}{number}")
+    for number, source in enumerate(root.iterfind("devices/disk/source"), 1):
+        source.set("index", str(number))
+    for console in root.iterfind("devices/console"):
+        console.set("tty", f"/dev/pts/{id}")
+    for channel in root.iterfind("devices/channel[@type='unix']"):
+        target = channel.find("target")
+        if channel.find("source") is None and target is not None:
+            path = f"/fake/domain-{id}/{target.get('name')}"
+            channel.insert(0, etree.Element("source", mode="bind", path=path))

@@ -1,0 +1,282 @@
+"""What a fake host has, and what a test or a passer-by may do to it behind libvirt's clients' backs."""
+
+from __future__ import annotations
+
+import logging
+import posixpath
+import threading
+import uuid as uuids
+from collections.abc import Callable
+from queue import SimpleQueue
+from typing import Any
+
+import attrs
+import libvirt
+from lxml import etree
+
+from latentvirt.testing import defaults
+from latentvirt.testing.guest import CONSOLE, FakeGuest
+from latentvirt.testing.streams import UNREAD_BYTES, FakePort
+from latentvirt.testing.trouble import Trouble
+
+logger = logging.getLogger(__name__)
+
+GIB = 1024**3
+
+
+@attrs.define(kw_only=True)
+class FakeFile:
+    """A file on the host.
+
+    Args:
+        format: ``qcow2``, ``raw``...
+        capacity: bytes that a guest sees.
+        backing: path that it stands on.
+        backing_format: that one's format, if the file says.
+        mode: its permissions.
+    """
+
+    format: str = "qcow2"
+    capacity: int = GIB
+    backing: str | None = None
+    backing_format: str | None = None
+    mode: str = "0644"
+
+
+@attrs.define(kw_only=True)
+class FakePool:
+    """A directory pool; ``seen`` is what it knows of its directory."""
+
+    name: str
+    path: str
+    uuid: str = attrs.field(factory=lambda: str(uuids.uuid4()))
+    active: bool = False
+    persistent: bool = False
+    mode: str = "0755"
+    seen: set[str] = attrs.field(factory=set)
+
+
+@attrs.define(eq=False, kw_only=True)
+class FakeDomain:
+    """A domain, running or only defined."""
+
+    host: FakeHostState
+    name: str
+    uuid: str
+    definition: str | None = None
+    live: str | None = None
+    state: int = libvirt.VIR_DOMAIN_SHUTOFF
+    reason: int = 0
+    disk_errors: dict[str, int] = attrs.field(factory=dict)
+    guest: FakeGuest | None = None
+    _ports: dict[str, FakePort] = attrs.field(factory=dict)
+
+    @property
+    def active(self) -> bool:
+        """Whether it runs or is paused."""
+        return self.live is not None
+
+    def port(self, name: str) -> FakePort:
+        """Return the host's end of the console or a channel; what the XML has is not asked."""
+        with self.host.lock:
+            if name not in self._ports:
+                limit = UNREAD_BYTES if name == CONSOLE else None
+                self._ports[name] = FakePort(self.host.post, limit, self._to_guest(name))
+            return self._ports[name]
+
+    def _to_guest(self, name: str) -> Callable[[bytes], object]:
+        def take(data: bytes) -> None:
+            if self.guest is not None and name != CONSOLE:
+                self.guest.on_channel(data)
+
+        return take
+
+    def resume(self) -> None:
+        """Run, as by somebody's command; the guest boots when it runs for the first time."""
+        with self.host.lock:
+            boots = self.reason == libvirt.VIR_DOMAIN_PAUSED_STARTING_UP
+            self.state, self.reason = libvirt.VIR_DOMAIN_RUNNING, libvirt.VIR_DOMAIN_RUNNING_UNPAUSED
+        self._tell(libvirt.VIR_DOMAIN_EVENT_RESUMED, libvirt.VIR_DOMAIN_EVENT_RESUMED_UNPAUSED)
+        guest = self.guest
+        if boots and guest is not None:
+            self.host.post(guest.on_boot)
+
+    def end(self, reason: int, detail: int) -> None:
+        """Be over, for one of libvirt's reasons (VIR_DOMAIN_SHUTOFF_..., VIR_DOMAIN_EVENT_STOPPED_...)."""
+        with self.host.lock:
+            if not self.active:
+                return
+            self.live = None
+            self.state, self.reason = libvirt.VIR_DOMAIN_SHUTOFF, reason
+            if self.guest is not None:
+                self.guest.domain = None
+            ports, self._ports = self._ports, {}
+            if self.definition is None:
+                self.host.domains.pop(self.uuid, None)
+        for port in ports.values():
+            port.end()
+        self._tell(libvirt.VIR_DOMAIN_EVENT_STOPPED, detail)
+
+    def destroy(self) -> None:
+        """End as by somebody's command."""
+        self.end(libvirt.VIR_DOMAIN_SHUTOFF_DESTROYED, libvirt.VIR_DOMAIN_EVENT_STOPPED_DESTROYED)
+
+    def power_off(self) -> None:
+        """End as a guest does that powers itself off."""
+        self._tell(libvirt.VIR_DOMAIN_EVENT_SHUTDOWN, libvirt.VIR_DOMAIN_EVENT_SHUTDOWN_FINISHED)
+        self.end(libvirt.VIR_DOMAIN_SHUTOFF_SHUTDOWN, libvirt.VIR_DOMAIN_EVENT_STOPPED_SHUTDOWN)
+
+    def panic(self) -> None:
+        """Let the guest's kernel panic, with a panic device and ``on_crash`` destroy."""
+        self._tell(libvirt.VIR_DOMAIN_EVENT_CRASHED, libvirt.VIR_DOMAIN_EVENT_CRASHED_PANICKED)
+        self.end(libvirt.VIR_DOMAIN_SHUTOFF_CRASHED, libvirt.VIR_DOMAIN_EVENT_STOPPED_CRASHED)
+
+    def kill(self) -> None:
+        """Let the QEMU process die."""
+        self.end(libvirt.VIR_DOMAIN_SHUTOFF_FAILED, libvirt.VIR_DOMAIN_EVENT_STOPPED_FAILED)
+
+    def disk_full(self, path: str = "/images/full") -> None:
+        """Let the host's disk be full: the domain is paused by the I/O error."""
+        with self.host.lock:
+            self.state, self.reason = libvirt.VIR_DOMAIN_PAUSED, libvirt.VIR_DOMAIN_PAUSED_IOERROR
+            self.disk_errors = {"vda": libvirt.VIR_DOMAIN_DISK_ERROR_NO_SPACE}
+        self.host.tell(
+            libvirt.VIR_DOMAIN_EVENT_ID_IO_ERROR_REASON,
+            self,
+            path,
+            "virtio-disk0",
+            libvirt.VIR_DOMAIN_EVENT_IO_ERROR_PAUSE,
+            "enospc",
+        )
+        self._tell(libvirt.VIR_DOMAIN_EVENT_SUSPENDED, libvirt.VIR_DOMAIN_EVENT_SUSPENDED_IOERROR)
+
+    def _tell(self, event: int, detail: int) -> None:
+        self.host.tell(libvirt.VIR_DOMAIN_EVENT_ID_LIFECYCLE, self, event, detail)
+
+
+class FakeHostState:
+    """One fake host, seen from inside; all methods may be called on any thread.
+
+    Attributes:
+        trouble: what goes wrong there.
+        domains: by UUID.
+        files: by path; directories are in ``folders``.
+        pools: by name.
+        networks: by name: the host's address there, None for a network without one.
+        guests: makes the guest of a domain that is created.
+    """
+
+    def __init__(self, uri: str) -> None:
+        self.uri = uri
+        self.lock = threading.RLock()
+        self.trouble = Trouble()
+        self.domains: dict[str, FakeDomain] = {}
+        self.files: dict[str, FakeFile] = {}
+        self.folders: set[str] = {"/"}
+        self.pools: dict[str, FakePool] = {}
+        self.networks: dict[str, str | None] = {}
+        self.guests: Callable[[FakeDomain], FakeGuest] = lambda domain: FakeGuest()
+        self.capabilities = defaults.CAPABILITIES
+        self.domain_capabilities = defaults.DOMAIN_CAPABILITIES
+        self.connections: list[Any] = []
+        self.reachable = True
+        self._last_id = 0
+        self._line: SimpleQueue[Callable[[], object]] = SimpleQueue()
+        threading.Thread(target=self._run_events, name=f"fake libvirt {uri}", daemon=True).start()
+
+    # What a test prepares
+
+    def add_folder(self, path: str) -> None:
+        """Make a directory and those above it."""
+        with self.lock:
+            while path not in self.folders:
+                self.folders.add(path)
+                path = posixpath.dirname(path)
+
+    def add_file(self, path: str, file: FakeFile | None = None) -> FakeFile:
+        """Put a file there, by hand: pools do not see it before they are refreshed."""
+        self.add_folder(posixpath.dirname(path))
+        with self.lock:
+            return self.files.setdefault(path, file or FakeFile())
+
+    def define(self, xml: str) -> FakeDomain:
+        """Define a domain, as a person does."""
+        root = etree.fromstring(xml)
+        uuid = root.findtext("uuid") or str(uuids.uuid4())
+        with self.lock:
+            domain = self.domains.get(uuid)
+            if domain is None:
+                domain = FakeDomain(host=self, name=root.findtext("name") or "", uuid=uuid)
+                self.domains[uuid] = domain
+            domain.definition = defaults.normalised(xml, uuid=uuid, id=None)
+            return domain
+
+    # What a test looks at
+
+    def domain(self, name: str) -> FakeDomain | None:
+        """Look for a domain by name."""
+        with self.lock:
+            return next((domain for domain in self.domains.values() if domain.name == name), None)
+
+    def running(self) -> list[str]:
+        """Name the domains that run or are paused."""
+        with self.lock:
+            return sorted(domain.name for domain in self.domains.values() if domain.active)
+
+    def listing(self, folder: str) -> list[str]:
+        """Name the files in a directory."""
+        with self.lock:
+            parts = (posixpath.split(path) for path in self.files)
+            return sorted(name for there, name in parts if there == folder)
+
+    # What befalls a host
+
+    def break_connections(self, reason: int = libvirt.VIR_CONNECT_CLOSE_REASON_EOF) -> None:
+        """Break all connections, as keep-alive or the daemon's end does; the domains go on."""
+        with self.lock:
+            broken, self.connections = self.connections, []
+        for connection in broken:
+            connection.break_off(reason)
+
+    def restart_daemon(self) -> None:
+        """Restart libvirtd: connections break, domains and active pools are found again."""
+        self.break_connections()
+
+    def reboot(self) -> None:
+        """Take the power away for a moment: no domain, and no pool that is only transient, is left."""
+        self.break_connections()
+        with self.lock:
+            for domain in list(self.domains.values()):
+                domain.kill()
+            self.pools = {name: pool for name, pool in self.pools.items() if pool.persistent}
+            for pool in self.pools.values():
+                pool.active = False
+
+    # The fake's own
+
+    def next_id(self) -> int:
+        """Number a domain that begins to run."""
+        self._last_id += 1
+        return self._last_id
+
+    def tell(self, event: int, domain: FakeDomain, *details: object) -> None:
+        """Send an event to every connection that is registered for it."""
+        for connection in list(self.connections):
+            self.post(lambda connection=connection: connection.deliver(event, domain, details))  # type: ignore[misc]
+
+    def post(self, call: Callable[[], object]) -> None:
+        """Put a call in line for the event thread, as libvirt's event loop does."""
+        self._line.put(call)
+
+    def settle(self) -> None:
+        """Wait until the event thread has done all that was in line."""
+        done = threading.Event()
+        self.post(done.set)
+        done.wait()
+
+    def _run_events(self) -> None:
+        while True:
+            try:
+                self._line.get()()
+            except Exception:
+                logger.exception("a callback failed on the fake's event thread")

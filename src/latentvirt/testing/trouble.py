@@ -1,0 +1,120 @@
+"""The trouble that a test makes for a fake host: slowness, refusals, silence, broken connections."""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections import defaultdict, deque
+from collections.abc import Callable
+from typing import Any
+
+import libvirt
+
+TICK_S = 0.01
+"""How often a hanging call looks whether its connection has broken meanwhile."""
+
+
+def libvirt_error(code: int, message: str, *, errno: int = -1) -> libvirt.libvirtError:
+    """Make the exception that libvirt-python raises.
+
+    Args:
+        code: libvirt's number (VIR_ERR_...).
+        message: as libvirt words it.
+        errno: the system's number, which libvirt hands on as ``int1``.
+    """
+    # The exception takes its words from libvirt's last error on this thread, if there is one.
+    libvirt.virResetLastError()
+    error = libvirt.libvirtError(message)
+    error.err = (code, 0, message, libvirt.VIR_ERR_ERROR, None, None, None, errno, -1)
+    return error
+
+
+class Hang:
+    """A method that does not answer until it is released, or the connection breaks."""
+
+    def __init__(self) -> None:
+        self.entered = threading.Semaphore(0)
+        """Released once by each call that begins to hang: acquire it to know that one does."""
+        self._released = threading.Event()
+
+    def release(self) -> None:
+        """Let all calls that hang here go on, and later ones not hang."""
+        self._released.set()
+
+    def wait(self, broken: Callable[[], bool]) -> None:
+        """Hang; for the fake's own threads."""
+        if self._released.is_set():
+            return
+        self.entered.release()
+        while not self._released.wait(TICK_S) and not broken():
+            pass
+
+
+class Trouble:
+    """What a test has asked to go wrong on one host; all methods may be called on any thread.
+
+    Methods are named as ``domain.destroy``, ``pool.refresh``, ``volume.delete``, ``stream.send``,
+    ``network.XMLDesc``, and those of a connection by their bare name: ``createXML``, ``open``.
+    """
+
+    def __init__(self) -> None:
+        self.latency_s = 0.0
+        """How long each call takes, in real seconds on the calling thread."""
+        self._lock = threading.Lock()
+        self._failures: dict[str, deque[Exception]] = defaultdict(deque)
+        self._hangs: dict[str, Hang] = {}
+        self._before: dict[str, deque[Callable[[], object]]] = defaultdict(deque)
+        self._calls: list[str] = []
+
+    @property
+    def calls(self) -> list[str]:
+        """The methods called so far, in order."""
+        with self._lock:
+            return list(self._calls)
+
+    def fail_next(self, method: str, error: int | Exception, message: str = "asked for by a test") -> None:
+        """Let the next call of a method fail; several queue up.
+
+        Args:
+            method: its name.
+            error: libvirt's number, or any exception.
+            message: libvirt's words, where a number was given.
+        """
+        failure = error if isinstance(error, Exception) else libvirt_error(error, message)
+        with self._lock:
+            self._failures[method].append(failure)
+
+    def hang(self, method: str) -> Hang:
+        """Let calls of a method not answer, until the returned one is released."""
+        hang = Hang()
+        with self._lock:
+            self._hangs[method] = hang
+        return hang
+
+    def before_next(self, method: str, action: Callable[[], object]) -> None:
+        """Do something on the calling thread just before the next call of a method takes effect."""
+        with self._lock:
+            self._before[method].append(action)
+
+    def meet(self, method: str, broken: Callable[[], bool]) -> None:
+        """Suffer what was asked for; called by the fake at the start of each call."""
+        with self._lock:
+            self._calls.append(method)
+            hang = self._hangs.get(method)
+            failure = self._failures[method].popleft() if self._failures[method] else None
+            action = self._before[method].popleft() if self._before[method] else None
+        if self.latency_s:
+            time.sleep(self.latency_s)
+        if hang is not None:
+            hang.wait(broken)
+        if broken():
+            raise connection_lost()
+        if action is not None:
+            action()
+        if failure is not None:
+            raise failure
+
+
+def connection_lost() -> Any:
+    """Make the error of a call whose connection has broken."""
+    return libvirt_error(libvirt.VIR_ERR_INTERNAL_ERROR, "internal error: client socket is closed")
