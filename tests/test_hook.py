@@ -20,6 +20,7 @@ from hookbench import (
     domain_xml,
     fake_qemu_img,
     info,
+    make_bench,
     refused,
 )
 
