@@ -118,12 +118,11 @@ def debian_image() -> DebianGuest:
 
 def busybox_guest() -> BusyBoxGuest:
     """Return the busybox guest, building it (a few seconds, a download of 30 MB) if its inputs changed."""
-    kernel = _newest(KERNEL_PACKAGE)
 
     def build(folder: Path) -> None:
         with tempfile.TemporaryDirectory(prefix="latentvirt-busybox-") as temporary:
             tree = Path(temporary)
-            for package in (kernel, BUSYBOX_PACKAGE):
+            for package in (_newest(KERNEL_PACKAGE), BUSYBOX_PACKAGE):
                 _unpack(package, tree)
             shutil.copyfile(next(tree.glob("boot/vmlinuz-*")), folder / "vmlinuz")
             files = {"init": BUSYBOX_INIT.read_bytes(), "bin/busybox": (tree / "bin/busybox").read_bytes()}
@@ -131,8 +130,7 @@ def busybox_guest() -> BusyBoxGuest:
                 files[f"modules/{number:02}-{name}.ko"] = data
             (folder / "initrd").write_bytes(cpio(files))
 
-    inputs = [BUSYBOX_INIT.read_bytes(), kernel.encode(), " ".join(BUSYBOX_MODULES).encode(), _OWN_TEXT]
-    folder = cached("busybox", inputs, build)
+    folder = cached("busybox", [BUSYBOX_INIT.read_bytes(), Path(__file__).read_bytes()], build)
     return BusyBoxGuest(folder / "vmlinuz", folder / "initrd")
 
 
@@ -190,6 +188,3 @@ def _modules_in_order(tree: Path) -> list[tuple[str, bytes]]:
     for module in BUSYBOX_MODULES:
         add(module)
     return list(order.items())
-
-
-_OWN_TEXT = Path(__file__).read_bytes()
