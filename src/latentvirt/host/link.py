@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable
+from functools import partial
 from typing import Any, TypeVar
 
 import attrs
 import libvirt
 from twisted.internet import defer
 
-from latentvirt.errors import HostUnreachable, LatentvirtError
+from latentvirt.errors import HostUnreachable, LatentvirtError, NotFound
 from latentvirt.host.codes import (
     GONE,
     error_from,
@@ -29,6 +30,7 @@ CALLS_AT_A_TIME = 5
 """libvirtd serves so many of one client's calls at a time (max_client_requests); more would wait there."""
 
 RECONNECT_PAUSE_S = 0.5
+CLOSE_S = 1.0
 LOST_AFTER_S = 5.0
 """How long a broken connection may take to come back before the VMs there count as lost.
 
@@ -66,6 +68,26 @@ class Watch:
         self._link.watches.discard(self)
 
 
+@attrs.frozen(eq=False)
+class _Opened:
+    """A connection and what was registered on it, which keeps it open until it is taken back."""
+
+    connection: Any
+    events: tuple[int, ...]
+
+    def close(self) -> None:
+        """Close it; blocks, for a thread, as long as the far end is mute."""
+        for undo in (
+            self.connection.unregisterCloseCallback,
+            *(partial(self.connection.domainEventDeregisterAny, number) for number in self.events),
+            self.connection.close,
+        ):
+            try:
+                undo()
+            except libvirt.libvirtError:
+                pass  # none was registered, or the far end is gone
+
+
 class Link:
     """Keep one connection to a host; it lives as long as its host.
 
@@ -88,14 +110,15 @@ class Link:
         # Opening has a thread to itself: a daemon that accepts and stays mute holds it for good, and
         # then one thread is what it costs.
         self._door = Lane(uri, reactor, 1)
-        self._connection: Any = None
-        self._opening: list[defer.Deferred[Any]] | None = None
+        self._opened: _Opened | None = None
+        self._opening: list[defer.Deferred[_Opened]] | None = None
+        self._returning = False
         self._closed = False
 
     @property
     def is_open(self) -> bool:
         """Whether there is a connection that is not known to be broken."""
-        return self._connection is not None
+        return self._opened is not None
 
     async def call(
         self,
@@ -118,16 +141,16 @@ class Link:
         Raises:
             HostError: one of its kinds, for all that can go wrong.
         """
-        connection = await self._connected()
+        opened = await self._connected()
 
         def work() -> T:
             try:
-                return do(connection)
+                return do(opened.connection)
             except LatentvirtError:
                 raise
             except Exception as error:
                 translated = error_from(error, what, host=self.uri, domain=domain)
-                if not _alive(connection):
+                if not _alive(opened.connection):
                     raise HostUnreachable(
                         f"lost the connection while trying to {what}: {error}", host=self.uri, domain=domain
                     ) from error
@@ -136,31 +159,47 @@ class Link:
         try:
             return await self._lane.run(what, work, deadline_s=deadline_s, late=late)
         except HostUnreachable as error:
-            self._broke(connection, str(error))
+            self._broke(opened, str(error))
             raise
 
     async def run(self, what: str, do: Callable[[], T], *, deadline_s: float) -> T:
-        """Do something blocking on one of the host's threads that needs no connection."""
-        return await self._lane.run(what, do, deadline_s=deadline_s)
+        """Do something blocking on one of the host's threads that needs no connection.
+
+        Raises:
+            LatentvirtError: what `do` raises, as one of ours.
+        """
+
+        def work() -> T:
+            try:
+                return do()
+            except LatentvirtError:
+                raise
+            except Exception as error:
+                raise error_from(error, what, host=self.uri) from error
+
+        return await self._lane.run(what, work, deadline_s=deadline_s)
 
     async def open(self) -> None:
         """Open the connection if there is none."""
         await self._connected()
 
-    async def _connected(self) -> Any:
+    async def _connected(self) -> _Opened:
         if self._closed:
             raise HostUnreachable("the connection was closed for good", host=self.uri)
-        if self._connection is not None:
-            return self._connection
+        if self._opened is not None:
+            return self._opened
         if self._opening is not None:
-            waiter: defer.Deferred[Any] = defer.Deferred()
+            waiter: defer.Deferred[_Opened] = defer.Deferred()
             self._opening.append(waiter)
             return await waiter
         self._opening = []
         try:
-            connection = await self._door.run(
-                "open the connection", self._open, deadline_s=self.deadlines.open, late=_close
+            opened = await self._door.run(
+                "open the connection", self._open, deadline_s=self.deadlines.open, late=_Opened.close
             )
+            if self._closed:
+                self._close_in_background(opened)
+                raise HostUnreachable("the connection was closed for good", host=self.uri)
         except BaseException as error:
             waiting, self._opening = self._opening, None
             failed = (
@@ -172,12 +211,12 @@ class Link:
                 other.errback(failed)
             raise failed from error
         waiting, self._opening = self._opening, None
-        self._connection = connection
+        self._opened = opened
         for other in waiting:
-            other.callback(connection)
-        return connection
+            other.callback(opened)
+        return opened
 
-    def _open(self) -> Any:
+    def _open(self) -> _Opened:
         """Runs on the door's thread: opens, and registers for events, which a new connection has none of."""
         try:
             connection = self._driver.open(self.uri)
@@ -192,15 +231,16 @@ class Link:
         except libvirt.libvirtError:
             # Drivers inside our own process have no connection that could break.
             pass
+        registered = []
         for event, hear in (
             (libvirt.VIR_DOMAIN_EVENT_ID_LIFECYCLE, self._on_lifecycle),
             (libvirt.VIR_DOMAIN_EVENT_ID_IO_ERROR_REASON, self._on_io_error),
         ):
             try:
-                connection.domainEventRegisterAny(None, event, hear, None)
+                registered.append(connection.domainEventRegisterAny(None, event, hear, None))
             except libvirt.libvirtError as error:
                 logger.warning("%s: no domain events, so a VM's end goes unseen: %s", self.uri, error)
-        return connection
+        return _Opened(connection, tuple(registered))
 
     # The three below run on libvirt's event thread: they hand on, and do nothing else.
 
@@ -209,7 +249,7 @@ class Link:
             libvirt.VIR_CONNECT_CLOSE_REASON_EOF: "libvirt closed the connection",
             libvirt.VIR_CONNECT_CLOSE_REASON_KEEPALIVE: "libvirt does not answer keep-alive messages",
         }.get(reason, "the connection broke")
-        self.reactor.callFromThread(self._broke, connection, said)
+        self.reactor.callFromThread(self._closed_by_far_end, connection, said)
 
     def _on_lifecycle(self, _: Any, domain: Any, event: int, detail: int, __: object) -> None:
         news = news_from_lifecycle(event, detail)
@@ -238,37 +278,50 @@ class Link:
         self.watches.add(watch)
         return watch
 
-    def _broke(self, connection: Any, reason: str) -> None:
-        if self._connection is not connection:
+    def _closed_by_far_end(self, connection: Any, reason: str) -> None:
+        if self._opened is not None and self._opened.connection is connection:
+            self._broke(self._opened, reason)
+
+    def _broke(self, opened: _Opened, reason: str) -> None:
+        if self._opened is not opened:
             return
-        self._connection = None
+        self._opened = None
         logger.warning("%s: %s", self.uri, reason)
         self._lane.fail_waiting(HostUnreachable(reason, host=self.uri))
-        # Closing may block on a mute far end; nobody waits for it.
-        self._door.run("close the broken connection", lambda: _close(connection), deadline_s=1.0).addErrback(
-            lambda _: None
-        )
-        if self.watches and not self._closed:
+        self._close_in_background(opened)
+        if self.watches and not self._returning:
+            self._returning = True
             defer.ensureDeferred(self._come_back(reason)).addErrback(
                 lambda failure: logger.error("%s: watching ended: %s", self.uri, failure.getTraceback())
             )
 
+    def _close_in_background(self, opened: _Opened) -> None:
+        # Closing may block on a mute far end; nobody waits for it.
+        self._door.run("close the broken connection", opened.close, deadline_s=CLOSE_S).addErrback(
+            lambda _: None
+        )
+
     async def _come_back(self, reason: str) -> None:
+        """Open the connection again and look at all that is watched, until that went well."""
         lost_at = self.reactor.seconds() + LOST_AFTER_S
         told = False
-        while self.watches and not self._closed:
-            if not told and self.reactor.seconds() >= lost_at:
-                told = True
-                for watch in list(self.watches):
-                    watch.tell(DomainNews(Condition.HOST_LOST, f"the host was lost ({reason})"))
-            try:
-                patience = RECONNECT_PAUSE_S if told else lost_at - self.reactor.seconds()
-                await self._within(self._connected(), patience)
-            except LatentvirtError:
-                await self._pause(RECONNECT_PAUSE_S)
-                continue
-            await self._look_anew()
-            return
+        try:
+            while self.watches and not self._closed:
+                if not told and self.reactor.seconds() >= lost_at:
+                    told = True
+                    for watch in list(self.watches):
+                        watch.tell(DomainNews(Condition.HOST_LOST, f"the host was lost ({reason})"))
+                try:
+                    patience = RECONNECT_PAUSE_S if told else lost_at - self.reactor.seconds()
+                    await self._within(self._connected(), patience)
+                    await self._look_anew()
+                except LatentvirtError:
+                    # Also if it broke once more while we looked: a host may open and yet answer nothing.
+                    await self._pause(RECONNECT_PAUSE_S)
+                    continue
+                return
+        finally:
+            self._returning = False
 
     async def _within(self, doing: Any, seconds: float) -> None:
         """Wait for something at most so long; it goes on by itself when the time is up."""
@@ -300,33 +353,25 @@ class Link:
                     lambda connection, uuid=uuid: news_from_state(connection.lookupByUUIDString(uuid)),  # type: ignore[misc]
                     deadline_s=self.deadlines.call,
                 )
-            except LatentvirtError as error:
-                if getattr(error, "code", 0) != libvirt.VIR_ERR_NO_DOMAIN:
-                    continue  # broken again: the next return looks anew
+            except NotFound:
                 news = GONE
+            except HostUnreachable:
+                raise
+            except LatentvirtError as error:
+                logger.warning("%s: a domain's state stays unknown: %s", self.uri, error)
+                continue
             if watch in self.watches:
                 watch.tell(news)
 
     async def close(self) -> None:
         """Close the connection for good; does not wait for a far end that is mute."""
         self._closed = True
-        connection, self._connection = self._connection, None
-        if connection is not None:
+        opened, self._opened = self._opened, None
+        if opened is not None:
             try:
-                await self._door.run("close the connection", lambda: _close(connection), deadline_s=1.0)
+                await self._door.run("close the connection", opened.close, deadline_s=CLOSE_S)
             except LatentvirtError as error:
                 logger.warning("%s", error)
-
-
-def _close(connection: Any) -> None:
-    try:
-        connection.unregisterCloseCallback()
-    except libvirt.libvirtError:
-        pass  # none was registered, or the far end is gone
-    try:
-        connection.close()
-    except libvirt.libvirtError:
-        pass  # broken already: there is nothing left to close
 
 
 def _alive(connection: Any) -> bool:

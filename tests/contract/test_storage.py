@@ -1,0 +1,232 @@
+"""What a host and our storage on it do with files, on every libvirt that can be had."""
+
+from __future__ import annotations
+
+import posixpath
+from collections.abc import Callable, Iterator
+
+import pytest
+from twisted.internet import defer
+
+from contract.backends import OURS, OWNER, STORAGE, Backend, Embed, InMemory
+from latentvirt.domainxml import Layer
+from latentvirt.errors import AlreadyExists, HostError, ImageError, NotFound
+from latentvirt.host import Host
+from latentvirt.names import FileName, Lease, directory_name
+from latentvirt.storage import Storage, backing_chain, open_storage
+from reactorthread import run
+
+Able = Callable[..., None]
+
+NAME = FileName(OURS.slot, OURS.start, "overlay", "vda")
+VARS = FileName(OURS.slot, OURS.start, "vars", "nvram")
+MIB = 1024**2
+
+
+@pytest.fixture
+def storage(backend: Backend, host: Host) -> Iterator[Storage]:
+    """Our storage in an image folder with a base image; its files are gone afterwards."""
+    if isinstance(backend, InMemory):
+        pytest.skip("this libvirt has no directories")
+    backend.add_image("base.qcow2")
+    opened = open_storage(host, OWNER, backend.images)
+    run(opened.prepare())
+    yield opened
+
+    async def clear() -> None:
+        await opened.prepare()
+        for name in await opened.names():
+            await opened.delete(name)
+        await opened.remove()
+
+    run(clear())
+    assert backend.listing(opened.directory) is None
+
+
+def _base(backend: Backend) -> Layer:
+    return Layer(f"{backend.images}/base.qcow2", "qcow2")
+
+
+def test_a_libvirt_without_directories_says_so(backend: Backend, host: Host) -> None:
+    """Where no pool can be made over a directory, the error says what was tried."""
+    if not isinstance(backend, InMemory):
+        pytest.skip("this libvirt has directories")
+    with pytest.raises(HostError, match="make the storage pool"):
+        run(open_storage(host, OWNER, backend.images).prepare())
+
+
+def test_our_directory_can_be_prepared_again(backend: Backend, storage: Storage) -> None:
+    """To see to our directory is no error when it is there already."""
+    run(storage.prepare())
+    assert storage.directory == f"{backend.images}/{directory_name(OWNER)}"
+    assert backend.listing(storage.directory) == []
+
+
+def test_two_that_prepare_at_once(backend: Backend, host: Host, storage: Storage) -> None:
+    """Starts that need the same new directory at the same moment do not get in each other's way."""
+    run(storage.remove())
+
+    async def both() -> None:
+        twins = [open_storage(host, OWNER, backend.images) for _ in range(4)]
+        waiting = [defer.ensureDeferred(twin.prepare()) for twin in twins]  # type: ignore[arg-type]
+        for result, failure in await defer.DeferredList(waiting, consumeErrors=True):
+            assert result, failure
+
+    run(both())
+
+
+def test_an_overlay_is_made_and_deleted(backend: Backend, storage: Storage) -> None:
+    """An overlay lies in our directory, has the format, size and backing asked for, and goes when told."""
+    path = run(storage.create_overlay(NAME, _base(backend), 4 * MIB))
+    assert path == posixpath.join(storage.directory, str(NAME))
+    assert run(storage.names()) == [str(NAME)]
+    seen = run(storage.image(path))
+    assert (seen.format, seen.capacity) == ("qcow2", 4 * MIB)
+    assert (seen.backing, seen.backing_format) == (_base(backend).path, "qcow2")
+    assert "0600" in seen.owner
+    run(storage.delete(str(NAME)))
+    run(storage.delete(str(NAME)))
+    assert run(storage.names()) == []
+
+
+def test_an_overlay_never_replaces_a_file(backend: Backend, storage: Storage) -> None:
+    """A name that is taken is refused, and the file stays what it was."""
+    path = run(storage.create_overlay(NAME, _base(backend), 4 * MIB))
+    with pytest.raises(AlreadyExists):
+        run(storage.create_overlay(NAME, _base(backend), 8 * MIB))
+    with pytest.raises(AlreadyExists):
+        run(storage.create_empty(NAME))
+    assert run(storage.image(path)).capacity == 4 * MIB
+
+
+def test_an_overlay_without_its_base_is_not_made(backend: Backend, storage: Storage) -> None:
+    """A missing base image is an error that names it, and leaves no file."""
+    with pytest.raises(HostError, match="/nonexistent/base"):
+        run(storage.create_overlay(NAME, Layer("/nonexistent/base", "qcow2"), MIB))
+    assert run(storage.names()) == []
+
+
+def test_an_empty_file(backend: Backend, storage: Storage) -> None:
+    """The file for UEFI variables is ours, in our directory, and closed to others."""
+    path = run(storage.create_empty(VARS))
+    assert path == posixpath.join(storage.directory, str(VARS))
+    assert backend.listing(storage.directory) == [str(VARS)]
+    assert "0600" in run(storage.image(path)).owner
+
+
+def test_names_are_those_of_now(backend: Backend, storage: Storage) -> None:
+    """What somebody put into our directory by hand is seen."""
+    backend.add_image("by-hand", folder=storage.directory)
+    assert run(storage.names()) == ["by-hand"]
+
+
+def test_the_lease_is_one_file(backend: Backend, storage: Storage) -> None:
+    """To renew the lease, even twice within a second, leaves one lease and nothing else."""
+    for until in (100, 200, 200):
+        run(storage.renew_lease(until))
+    assert run(storage.names()) == [str(Lease(200))]
+
+
+def test_a_directory_with_something_foreign_in_it_stays(backend: Backend, storage: Storage) -> None:
+    """Our directory is removed only when nothing but the lease is left in it; a retry later succeeds."""
+    run(storage.renew_lease(100))
+    run(storage.create_empty(VARS))
+    with pytest.raises(HostError):
+        run(storage.remove())
+    assert backend.listing(storage.directory) == [str(VARS)]
+    run(storage.prepare())
+    run(storage.delete(str(VARS)))
+    run(storage.remove())
+    assert backend.listing(storage.directory) is None
+
+
+def test_remove_can_be_repeated(backend: Backend, storage: Storage) -> None:
+    """To remove our directory when it is gone is no error."""
+    run(storage.remove())
+    run(storage.remove())
+
+
+def test_delete_where_no_directory_is(storage: Storage) -> None:
+    """To delete a file after our directory was removed is no error."""
+    run(storage.remove())
+    run(storage.delete(str(NAME)))
+
+
+@pytest.mark.parametrize("format", ["qcow2", "raw"])
+def test_an_image_of_the_person(backend: Backend, storage: Storage, format: str) -> None:
+    """An image in a folder of the person's is seen for what it is."""
+    path = backend.add_image(f"seen.{format}", format=format, folder=f"{backend.images}/person")
+    seen = run(storage.image(path))
+    assert (seen.path, seen.format, seen.capacity, seen.backing) == (path, format, MIB, None)
+
+
+def test_looking_leaves_no_pool_behind(backend: Backend, host: Host, storage: Storage, able: Able) -> None:
+    """A look at an image in a folder without a pool leaves that folder without a pool."""
+    able(STORAGE)
+    path = backend.add_image("lonely.qcow2", folder=f"{backend.images}/lonely")
+    before = run(host.pools())
+    run(storage.image(path))
+    with pytest.raises(NotFound):
+        run(storage.image(f"{backend.images}/lonely/missing.qcow2"))
+    assert run(host.pools()) == before
+
+
+def test_many_looks_at_once(backend: Backend, host: Host, storage: Storage) -> None:
+    """Starts that look at images in one folder at the same moment all see them."""
+    path = backend.add_image("popular.qcow2", folder=f"{backend.images}/popular")
+
+    async def all_at_once() -> None:
+        others = [open_storage(host, f"{number:016x}", backend.images) for number in range(4)]
+        waiting = [defer.ensureDeferred(other.image(path)) for other in others]  # type: ignore[arg-type]
+        for result, seen in await defer.DeferredList(waiting, consumeErrors=True):
+            assert result, seen
+            assert seen.path == path
+
+    run(all_at_once())
+
+
+def test_a_missing_image(backend: Backend, storage: Storage) -> None:
+    """A base image that is not there, in a folder that is or is not there, is the configuration's fault."""
+    for path in (f"{backend.images}/missing.qcow2", f"{backend.images}/no-folder/missing.qcow2"):
+        with pytest.raises(NotFound):
+            run(storage.image(path))
+        with pytest.raises(ImageError, match="missing.qcow2 is not there"):
+            run(backing_chain(storage, path, None, host=backend.uri, role="base image"))
+
+
+def test_a_chain_is_followed_to_its_end(backend: Backend, storage: Storage) -> None:
+    """All images that a base image stands on are found, nearest first, with the size that a guest sees."""
+    top = backend.add_image("top.qcow2", backing=_base(backend).path)
+    layers, capacity = run(backing_chain(storage, top, None, host=backend.uri, role="base image"))
+    assert layers == (Layer(top, "qcow2"), _base(backend))
+    assert capacity == MIB
+
+
+def test_overlays_are_made_while_the_directory_is_listed(backend: Backend, storage: Storage) -> None:
+    """A sweep that lists our directory does not make a start fail that creates its overlay meanwhile."""
+
+    async def together() -> None:
+        names = [FileName(f"slot{number}", OURS.start, "overlay", "vda") for number in range(12)]
+        waiting = []
+        for name in names:
+            waiting.append(defer.ensureDeferred(storage.create_overlay(name, _base(backend), MIB)))  # type: ignore[arg-type]
+            waiting.append(defer.ensureDeferred(storage.names()))  # type: ignore[arg-type]
+        for result, failure in await defer.DeferredList(waiting, consumeErrors=True):
+            assert result, failure
+        assert await storage.names() == sorted(str(name) for name in names)
+
+    run(together())
+
+
+def test_missing_pools_and_volumes(backend: Backend, host: Host) -> None:
+    """What is not there is NotFound to look at and done to delete."""
+    if isinstance(backend, Embed):
+        with pytest.raises(HostError):
+            run(host.volume_path("no-such-pool", "x"))
+        return
+    with pytest.raises(NotFound):
+        run(host.volume_path("no-such-pool", "x"))
+    with pytest.raises(NotFound):
+        run(host.volumes("no-such-pool"))
+    run(host.delete_volume("no-such-pool", "x"))
+    run(host.remove_pool("no-such-pool"))
