@@ -59,6 +59,7 @@ class Heard(Generic[T]):
         self._queue: queue.Queue[T] = queue.Queue()
 
     def __call__(self, said: T) -> None:
+        """Be told something."""
         self.all.append(said)
         self._queue.put(said)
 

@@ -17,7 +17,7 @@ from typing import Protocol
 from xml.sax.saxutils import escape
 
 import attrs
-from twisted.internet import defer
+from twisted.internet import defer, task
 
 from latentvirt.domainxml import Layer
 from latentvirt.errors import AlreadyExists, HostError, HostUnreachable, ImageError, NotFound
@@ -27,6 +27,7 @@ from latentvirt.names import FileName, Lease, directory_name, pool_name
 FILE_MODE = "0600"
 LONGEST_CHAIN = 32
 PROBE_TRIES = 5
+PROBE_PAUSE_S = 0.1
 
 
 class Storage(Protocol):
@@ -94,10 +95,22 @@ def open_storage(host: Host, owner: str, folder: str) -> Storage:
     return (EmbedStorage if host.connection.is_embed else PoolStorage)(host, owner, folder)
 
 
-async def _replace_lease(storage: Storage, until: int, make: str) -> None:
-    old = [name for name in await storage.names() if Lease.parse(name) and name != make]
-    for name in old:
-        await storage.delete(name)
+async def _delete_leases(storage: Storage, but: Lease | None = None) -> None:
+    try:
+        names = await storage.names()
+    except NotFound:
+        return  # there is no directory, or nobody can tell what is in it
+    for name in names:
+        if Lease.parse(name) not in (None, but):
+            await storage.delete(name)
+
+
+async def _renew_lease(storage: PoolStorage | EmbedStorage, lease: Lease) -> None:
+    try:
+        await storage.create_empty(lease)
+    except AlreadyExists:
+        pass  # renewed within the same second
+    await _delete_leases(storage, but=lease)
 
 
 @attrs.define(eq=False)
@@ -136,6 +149,7 @@ class PoolStorage:
                     # Another master may be looking into the same folder just now.
                     if not tries_left:
                         raise
+                    await task.deferLater(self.host.reactor, PROBE_PAUSE_S)
             raise AssertionError("the last try returns or raises")
         finally:
             self._probing.release()
@@ -175,18 +189,11 @@ class PoolStorage:
 
     async def renew_lease(self, until: int) -> None:
         """Say in the directory until when its owner claims it."""
-        lease = Lease(until)
-        try:
-            await self.create_empty(lease)
-        except AlreadyExists:
-            pass  # renewed within the same second
-        await _replace_lease(self, until, str(lease))
+        await _renew_lease(self, Lease(until))
 
     async def remove(self) -> None:
         """Remove the lease, the pool and the directory."""
-        for name in await self.names():
-            if Lease.parse(name):
-                await self.delete(name)
+        await _delete_leases(self)
         await self.host.remove_pool(self._pool)
 
 
@@ -229,11 +236,17 @@ class EmbedStorage:
         path = posixpath.join(self.directory, str(name))
 
         def make() -> str:
-            _qemu_img(
-                self.host.uri,
-                "create", "-q", "-f", "qcow2", "-F", backing.format, "-b", backing.path, path, str(capacity),
-            )  # fmt: skip
-            os.chmod(path, int(FILE_MODE, 8))
+            # Made first, since qemu-img would write over what is there, and let others read it for a moment.
+            _make_file(path, self.host.uri)
+            try:
+                _qemu_img(
+                    self.host.uri,
+                    "create", "-q", "-f", "qcow2", "-F", backing.format, "-b", backing.path,
+                    path, str(capacity),
+                )  # fmt: skip
+            except BaseException:
+                os.unlink(path)
+                raise
             return path
 
         return await self.host.run_local("create an overlay", make)
@@ -243,7 +256,7 @@ class EmbedStorage:
         path = posixpath.join(self.directory, str(name))
 
         def make() -> str:
-            os.close(os.open(path, os.O_CREAT | os.O_WRONLY, int(FILE_MODE, 8)))
+            _make_file(path, self.host.uri)
             return path
 
         return await self.host.run_local("create a file", make)
@@ -261,21 +274,37 @@ class EmbedStorage:
 
     async def names(self) -> list[str]:
         """List what lies in the directory."""
-        return await self.host.run_local("list our directory", lambda: sorted(os.listdir(self.directory)))
+
+        def look() -> list[str]:
+            try:
+                return sorted(os.listdir(self.directory))
+            except FileNotFoundError:
+                raise NotFound(f"there is no directory {self.directory}", host=self.host.uri) from None
+
+        return await self.host.run_local("list our directory", look)
 
     async def renew_lease(self, until: int) -> None:
         """Say in the directory until when its owner claims it."""
-        lease = Lease(until)
-        await self.create_empty(lease)
-        await _replace_lease(self, until, str(lease))
+        await _renew_lease(self, Lease(until))
 
     async def remove(self) -> None:
         """Remove the lease and the directory."""
-        for name in await self.names():
-            if Lease.parse(name):
-                await self.delete(name)
+        await _delete_leases(self)
 
-        await self.host.run_local("remove our directory", lambda: os.rmdir(self.directory))
+        def remove() -> None:
+            try:
+                os.rmdir(self.directory)
+            except FileNotFoundError:
+                pass
+
+        await self.host.run_local("remove our directory", remove)
+
+
+def _make_file(path: str, host: str) -> None:
+    try:
+        os.close(os.open(path, os.O_CREAT | os.O_EXCL | os.O_WRONLY, int(FILE_MODE, 8)))
+    except FileExistsError:
+        raise AlreadyExists(f"there is a file {path} already", host=host) from None
 
 
 def _qemu_img(host: str, *arguments: str) -> str:

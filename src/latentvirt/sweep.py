@@ -47,7 +47,8 @@ async def sweep(host: Host, owner: str, folders: Iterable[str], living: Callable
         held = domain.ownership
         # Asked now, not before the list was taken: a start may have begun meanwhile.
         if held is not None and held.owner == owner and not living(held.start):
-            await host.destroy(domain.uuid)
+            # A predefined domain keeps its UUID: a start that began meanwhile may have it by now.
+            await host.destroy(domain.uuid, only=held)
             domains.append(domain.name)
     files = []
     for folder in folders:

@@ -211,7 +211,8 @@ def domain_xml(
         else ""
     )
     return (
-        f"<domain type='qemu' xmlns:qemu={quoteattr(QEMU_NAMESPACE)}><name>{name}</name><uuid>{uuid or uuids.uuid4()}</uuid>{mark}"
+        f"<domain type='qemu' xmlns:qemu={quoteattr(QEMU_NAMESPACE)}><name>{name}</name>"
+        f"<uuid>{uuid or uuids.uuid4()}</uuid>{mark}"
         "<memory unit='MiB'>128</memory><os><type arch='x86_64' machine='q35'>hvm</type>"
         f"<kernel>{kernel}</kernel><initrd>{initrd}</initrd>"
         f"<cmdline>console=ttyS0 quiet panic=0 {words}</cmdline></os>"
@@ -220,7 +221,8 @@ def domain_xml(
         f"<channel type='unix'><target type='virtio' name='{CHANNEL_PORT}'/></channel>"
         "<memballoon model='none'/></devices>"
         # The guest's kernel has the driver of the PCI panic device only, for which libvirt 9 has no word.
-        "<qemu:commandline><qemu:arg value='-device'/><qemu:arg value='pvpanic-pci'/></qemu:commandline></domain>"
+        "<qemu:commandline><qemu:arg value='-device'/><qemu:arg value='pvpanic-pci,addr=0x1d'/>"
+        "</qemu:commandline></domain>"
     )
 
 

@@ -15,6 +15,8 @@ from reactorthread import run
 
 Able = Callable[..., None]
 
+IN_MEMORY_XML = "<domain type='test'><name>t</name><memory>1</memory><os><type>hvm</type></os></domain>"
+
 
 def test_a_created_domain_is_paused_and_says_whose_it_is(backend: Backend, host: Host, able: Able) -> None:
     """A domain does not run before its live XML was read, and that XML carries our mark."""
@@ -103,7 +105,7 @@ def test_domains_are_listed_with_their_owners(backend: Backend, host: Host, able
 
 
 def test_the_definition_of_a_predefined_domain_stays(backend: Backend, host: Host, able: Able) -> None:
-    """A start with changed XML runs changed, and the persistent definition reads as before, then and after."""
+    """A start with changed XML runs changed, and the persistent definition reads as before."""
     able(STARTS)
     uuid = str(uuids.uuid4())
     backend.define(domain_xml("predefined", uuid=uuid, marked=None))

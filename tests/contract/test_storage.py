@@ -190,7 +190,7 @@ def test_a_missing_image(backend: Backend, storage: Storage) -> None:
     for path in (f"{backend.images}/missing.qcow2", f"{backend.images}/no-folder/missing.qcow2"):
         with pytest.raises(NotFound):
             run(storage.image(path))
-        with pytest.raises(ImageError, match="missing.qcow2 is not there"):
+        with pytest.raises(ImageError, match=r"missing\.qcow2 is not there"):
             run(backing_chain(storage, path, None, host=backend.uri, role="base image"))
 
 
@@ -213,7 +213,7 @@ def test_overlays_are_made_while_the_directory_is_listed(backend: Backend, stora
             waiting.append(defer.ensureDeferred(storage.names()))  # type: ignore[arg-type]
         for result, failure in await defer.DeferredList(waiting, consumeErrors=True):
             assert result, failure
-        assert await storage.names() == sorted(str(name) for name in names)
+        assert sorted(await storage.names()) == sorted(str(name) for name in names)
 
     run(together())
 

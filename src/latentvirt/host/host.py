@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import posixpath
 from collections.abc import Callable
 from typing import Any, TypeVar
@@ -127,7 +128,7 @@ class Host:
         """List all domains, running or not."""
         return await self._call(
             "list the domains",
-            lambda c: [_view(d) for d in c.listAllDomains(0)],
+            lambda c: [view for view in map(_view_if_there, c.listAllDomains(0)) if view is not None],
             deadline_s=self._deadlines.create,
         )
 
@@ -170,8 +171,16 @@ class Host:
         """Ask the guest to power itself off, as its power button does; returns at once."""
         await self._call("shut the guest down", lambda c: c.lookupByUUIDString(uuid).shutdown())
 
-    async def destroy(self, uuid: str, *, deadline_s: float | None = None) -> None:
-        """End a domain at once; one that is not running, or not there, is done already."""
+    async def destroy(
+        self, uuid: str, *, only: Ownership | None = None, deadline_s: float | None = None
+    ) -> None:
+        """End a domain at once; one that is not running, or not there, is done already.
+
+        Args:
+            uuid: of the domain.
+            only: what its metadata must say at that moment; another start's domain of that UUID goes on.
+            deadline_s: seconds that it may take.
+        """
 
         def end(connection: Any) -> None:
             try:
@@ -180,7 +189,8 @@ class Host:
                 if error.get_error_code() == libvirt.VIR_ERR_NO_DOMAIN:
                     return
                 raise
-            _destroy(domain)
+            if only is None or _ownership(domain) == only:
+                _destroy(domain)
 
         await self._call("destroy the domain", end, deadline_s=deadline_s or self._deadlines.create)
 
@@ -347,11 +357,19 @@ class Host:
         return await self._call("create a volume", create, deadline_s=self._deadlines.storage)
 
     async def volumes(self, pool: str) -> list[str]:
-        """List a pool's volumes by name, as the directory holds them now."""
+        """List a pool's volumes by name, as the directory holds them now.
+
+        While a volume is being made libvirt does not look there; then it is what libvirt knows of.
+        """
 
         def look(connection: Any) -> list[str]:
             found = connection.storagePoolLookupByName(pool)
-            found.refresh(0)
+            try:
+                found.refresh(0)
+            except libvirt.libvirtError as error:
+                # "has asynchronous jobs running" has no code of its own; if it is worse, the list fails, too.
+                if error.get_error_code() != libvirt.VIR_ERR_INTERNAL_ERROR:
+                    raise
             return [str(name) for name in found.listVolumes()]
 
         return await self._call("list the volumes", look, deadline_s=self._deadlines.storage)
@@ -425,6 +443,15 @@ def _view(domain: Any) -> DomainView:
         persistent=bool(domain.isPersistent()),
         ownership=_ownership(domain) if active else None,
     )
+
+
+def _view_if_there(domain: Any) -> DomainView | None:
+    try:
+        return _view(domain)
+    except libvirt.libvirtError as error:
+        if error.get_error_code() == libvirt.VIR_ERR_NO_DOMAIN:
+            return None  # it ended between the list and the look
+        raise
 
 
 def _ownership(domain: Any) -> Ownership | None:
@@ -501,7 +528,13 @@ def _look_at_image(connection: Any, path: str, probe_pool: str) -> ImageView:
         f"<pool type='dir'><name>{escape(probe_pool)}</name>"
         f"<target><path>{escape(folder)}</path></target></pool>"
     )
-    pool = connection.storagePoolCreateXML(xml, 0)
+    try:
+        pool = connection.storagePoolCreateXML(xml, 0)
+    except libvirt.libvirtError as error:
+        if error.get_error_code() == libvirt.VIR_ERR_SYSTEM_ERROR and error.get_int1() == errno.ENOENT:
+            code = error.get_error_code()
+            raise NotFound(f"could not look at the image {path}: {error}", code=code) from error
+        raise
     try:
         return _image_view(pool.storageVolLookupByName(name), path)
     finally:

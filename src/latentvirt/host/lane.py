@@ -140,13 +140,16 @@ class Lane:
             del job, result
 
     def _returned(self, place: _Place, job: _Job[Any], result: Any) -> None:
-        if job.timer is not None:
+        if job.timer is None:
+            self._overdue -= 1
+        else:
             job.timer.cancel()
-            self._free.append(place)
-            self._dispatch()
-            job.done.callback(result)
-            return
-        self._overdue -= 1
+            if not job.done.called:
+                self._free.append(place)
+                self._dispatch()
+                job.done.callback(result)
+                return
+        # Its caller does not wait any more: the deadline has passed, or the Deferred was cancelled.
         if job.late is not None and not isinstance(result, Failure):
             late, value = job.late, result
             place.inbox.put(
