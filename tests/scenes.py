@@ -17,6 +17,8 @@ from guests import BusyBoxGuest, DebianGuest, busybox_guest, debian_image
 from masters import Master
 from privatelibvirt import PrivateLibvirtd, private_libvirtd
 
+SMALL_BYTES = 24 * 1024 * 1024
+
 Guest = TypeVar("Guest", BusyBoxGuest, DebianGuest)
 
 FAST_DOMAIN = """<domain type='qemu'>
@@ -92,6 +94,7 @@ class Stage:
         libvirtd: the host.
         images: the person's folder.
         base: the base image in it.
+        small: a folder on a file system of its own, which is soon full.
         busybox: a guest that needs no disk.
         debian: the guest that the base image holds; None if that is blank.
     """
@@ -99,8 +102,17 @@ class Stage:
     libvirtd: PrivateLibvirtd
     images: Path
     base: Path
+    small: Path
     busybox: BusyBoxGuest
     debian: DebianGuest | None
+
+    def given(self, name: str, folder: Path, guest: DebianGuest | BusyBoxGuest | None, *words: str) -> str:
+        """Write the arguments of a worker whose domain is given as XML, for a master's config."""
+        disk = folder / name
+        return (
+            f"{name!r}, 'sekrit', Connection({self.libvirtd.uri!r}), {str(disk)!r}, {str(self.base)!r}, "
+            f"xml={fast_domain(name, disk, guest, *words)!r}"
+        )
 
     def domains(self) -> list[str]:
         """Name the domains that run."""
@@ -108,7 +120,7 @@ class Stage:
 
     def files(self) -> list[str]:
         """List what lies in the directories that latentvirt made, leases left out."""
-        found = self.images.glob("latentvirt-*/*")
+        found = [*self.images.glob("latentvirt-*/*"), *self.small.glob("latentvirt-*/*")]
         return sorted(str(file) for file in found if not file.name.startswith("lease."))
 
     def assert_nothing_left(self, *foreign: str, seconds: float = 20) -> None:
@@ -126,7 +138,7 @@ class Stage:
 
     def assert_all_gone(self) -> None:
         """Check that after the master's end not even its directory and its pool are left."""
-        assert list(self.images.glob("latentvirt-*")) == []
+        assert [*self.images.glob("latentvirt-*"), *self.small.glob("latentvirt-*")] == []
         assert self.libvirtd.virsh("pool-list", "--all", "--name").split() == []
 
 
@@ -153,8 +165,16 @@ def stage(*, user: str = "root", blank: bool = False) -> Iterator[Stage]:
         else:
             shutil.copyfile(debian.disk, base)
         base.chmod(0o644)
-        with private_libvirtd(folder, user=user) as libvirtd:
-            yield Stage(libvirtd, images, base, busybox, debian)
+        small = folder / "small"
+        small.mkdir()
+        # Before the libvirtd, whose namespace sees what is mounted by then.
+        subprocess.run(["mount", "-t", "tmpfs", "-o", f"size={SMALL_BYTES}", "small", small], check=True)
+        try:
+            small.chmod(0o755)
+            with private_libvirtd(folder, user=user) as libvirtd:
+                yield Stage(libvirtd, images, base, small, busybox, debian)
+        finally:
+            subprocess.run(["umount", small], check=True)
 
 
 def _own(guest: Guest, folder: Path) -> Guest:

@@ -61,6 +61,9 @@ class _Run:
     machine: Machine
     log: StepLog
     began: float
+    attached: bool = False
+    orphans: list[int] = attrs.field(factory=list)
+    """Builds whose worker's connection was lost, as long as nobody has said why."""
 
 
 class LibVirtWorker(CompatibleLatentWorkerMixin, AbstractLatentWorker):
@@ -207,6 +210,7 @@ class LibVirtWorker(CompatibleLatentWorkerMixin, AbstractLatentWorker):
     async def _start(self, build: Any, steps: StepLog) -> None:
         _, hub = self._parts()
         await hub.ready()
+        self._check_wanted(build)
         self._count_try(hub, build)
         try:
             spec: MachineSpec = await self.renderWorkerPropsOnStart(build)
@@ -249,12 +253,19 @@ class LibVirtWorker(CompatibleLatentWorkerMixin, AbstractLatentWorker):
             self._gate.open_for_static()
         try:
             await self._cancellable(machine)
+            self._check_wanted(build)
         except LatentvirtError as error:
             self._note_host(record, error)
             self._forget(run)
             raise
         hub.worked(record)
         steps.progress("the VM runs; waiting for its worker to attach")
+
+    @staticmethod
+    def _check_wanted(build: Any) -> None:
+        """Do not go on for a build that was stopped just before Buildbot would have called off its start."""
+        if build is not None and build.stopped:
+            raise StartCancelled("the build was stopped before its VM was up")
 
     def _count_try(self, hub: Hub, build: Any) -> None:
         if build is None or not build.requests:
@@ -361,23 +372,25 @@ class LibVirtWorker(CompatibleLatentWorkerMixin, AbstractLatentWorker):
 
     def failed(self, error: LatentvirtError) -> None:
         """The machine is of no more use: before it attached Buildbot asks us, afterwards we cut the line."""
-        if self.conn is None:
+        run = self._run
+        if run is None or not run.attached:
             self._failure = error
             return
-        self._deferwaiter.add(defer.ensureDeferred(self._lose(error)))
+        self._explain_loss(run, str(error))
+        if self.conn is not None:
+            self.conn.loseConnection()
 
-    async def _lose(self, error: LatentvirtError) -> None:
-        connection = self.conn
-        for build in self._builds():
-            steps = StepLog(self.master, build.buildid, LOSS)
-            steps.console(str(error).split("\n"))
-            steps.finish(EXCEPTION, str(error))
-        if connection is not None:
-            connection.loseConnection()
+    def _explain_loss(self, run: _Run, why: str) -> None:
+        """Say in the page of each build that was lost what became of its VM."""
+        builds, run.orphans = {*run.orphans, *self._building()}, []
+        for build in builds:
+            steps = StepLog(self.master, build, LOSS)
+            steps.console(why.split("\n"))
+            steps.finish(EXCEPTION, why)
 
-    def _builds(self) -> list[Any]:
+    def _building(self) -> list[int]:
         return [
-            build
+            build.buildid
             for builder in self.botmaster.builders.values()
             for build in builder.building
             if build.workerforbuilder is not None and build.workerforbuilder.worker is self
@@ -418,11 +431,18 @@ class LibVirtWorker(CompatibleLatentWorkerMixin, AbstractLatentWorker):
         run = self._run
         if run is None or self.conn is not conn:
             return
+        run.attached = True
         self._gate.close()
         took = self.master.reactor.seconds() - run.began
         run.log.progress(f"attached after {took:.3f} s")
         yield defer.ensureDeferred(run.machine.release_console())
         run.log.finish(SUCCESS, f"attached after {took:.1f} s")
+
+    def detached(self) -> Any:
+        """Note whose connection was lost: what the VM's host says of it may come a moment later."""
+        if self._run is not None and not self._run.machine.failed_already:
+            self._run.orphans = self._building()
+        return super().detached()
 
     def stop_instance(self, fast: bool = False) -> defer.Deferred[bool]:
         """End the VM; part of Buildbot's contract. Without one there is nothing to do."""
@@ -441,6 +461,12 @@ class LibVirtWorker(CompatibleLatentWorkerMixin, AbstractLatentWorker):
             self._note_host(run.record, failure)
         run.log.console(run.machine.rest_of_console())
         run.log.finish(EXCEPTION, str(failure or GuestFailed("the worker did not attach")))
+        if run.orphans:
+            self._explain_loss(
+                run,
+                "the worker's connection was lost while its VM ran: the guest restarted, its worker ended, or the "
+                "network between failed",
+            )
         hurry = fast or not self.master.running
         graceful = 0.0 if hurry else arguments.graceful_shutdown_s
         stop = defer.ensureDeferred(run.machine.stop(graceful_s=graceful))
