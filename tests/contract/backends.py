@@ -241,12 +241,14 @@ def open_backend(name: str, tmp: Path) -> Iterator[Backend]:
         if name == "memory":
             yield InMemory("test:///default", Path(images))
         elif name == "embed":
-            (tmp / "etc").mkdir()
-            (tmp / "etc" / "qemu.conf").write_text(
-                'user = "root"\ngroup = "root"\nstdio_handler = "file"\nnamespaces = []\n'
-                'cgroup_controllers = []\nsecurity_driver = "none"\n'
-            )
-            yield Embed(f"qemu:///embed?root={tmp}", Path(images))
+            # QEMU's monitor is a socket below it, and a socket's path holds 107 bytes at most.
+            with tempfile.TemporaryDirectory(prefix="lv-") as root:
+                (Path(root) / "etc").mkdir()
+                (Path(root) / "etc" / "qemu.conf").write_text(
+                    'user = "root"\ngroup = "root"\nstdio_handler = "file"\nnamespaces = []\n'
+                    'cgroup_controllers = []\nsecurity_driver = "none"\n'
+                )
+                yield Embed(f"qemu:///embed?root={root}", Path(images))
         elif name == "daemon":
             with private_libvirtd(tmp) as daemon:
                 yield Daemon(daemon.uri, Path(images), daemon)

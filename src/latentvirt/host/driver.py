@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import logging
 import threading
-from typing import Any, Protocol
+from typing import Any, ClassVar, Protocol
 
 import libvirt
+
+from latentvirt.config import Connection
 
 logger = logging.getLogger(__name__)
 
@@ -31,10 +33,14 @@ class LibvirtDriver:
 
     _lock = threading.Lock()
     _running = False
+    _kept_lock = threading.Lock()
+    _kept: ClassVar[dict[str, Any]] = {}
 
     def open(self, uri: str) -> Any:
         """Open a connection with keep-alive where its kind has it; blocks."""
         self._start_loop()
+        if Connection(uri).is_embed:
+            return self._kept_open(uri)
         connection = libvirt.open(uri)
         try:
             connection.setKeepAlive(KEEPALIVE_INTERVAL_S, KEEPALIVE_COUNT)
@@ -42,6 +48,14 @@ class LibvirtDriver:
             # Drivers inside our own process (embed, test) have no far end to keep alive.
             pass
         return connection
+
+    @classmethod
+    def _kept_open(cls, uri: str) -> Any:
+        """Open embed once per process: libvirt 9 registers QEMU's driver anew each time, and not often."""
+        with cls._kept_lock:
+            if uri not in cls._kept:
+                cls._kept[uri] = libvirt.open(uri)
+            return _KeptOpen(cls._kept[uri])
 
     @classmethod
     def _start_loop(cls) -> None:
@@ -61,3 +75,16 @@ class LibvirtDriver:
                 libvirt.virEventRunDefaultImpl()
             except libvirt.libvirtError:
                 logger.exception("libvirt's event loop failed once; it goes on")
+
+
+class _KeptOpen:
+    """A virConnect that its user may close and open again, and that stays open all the same."""
+
+    def __init__(self, connection: Any) -> None:
+        self._connection = connection
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._connection, name)
+
+    def close(self) -> int:
+        return 0

@@ -1,0 +1,243 @@
+"""A host that is slow, mute, or gone: what it costs, and whom (on the fake)."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+import libvirt
+import pytest
+from twisted.internet import defer
+
+from latentvirt.config import Connection
+from latentvirt.errors import HostError, HostTimeout, HostUnreachable
+from latentvirt.host import Condition, Deadlines, DomainNews, Host
+from latentvirt.host.link import CALLS_AT_A_TIME
+from latentvirt.testing import FakeLibvirt
+from reactorthread import Heard, on_reactor, run, start
+
+XML = (
+    "<domain type='qemu'><name>guest</name><uuid>6f2c9f0e-58f2-4e3b-9d8e-0d6f4c1f7a21</uuid>"
+    "<memory>1024</memory><devices/></domain>"
+)
+SHORT = Deadlines(open=0.2, call=0.2, create=0.2, storage=0.2)
+LONG = Deadlines(open=60, call=60, create=60, storage=60)
+
+
+@pytest.fixture
+def fake() -> FakeLibvirt:
+    """A fake libvirt."""
+    return FakeLibvirt()
+
+
+@pytest.fixture
+def hosts(fake: FakeLibvirt) -> Iterator[Any]:
+    """Makes hosts on it, and closes them."""
+    made = []
+
+    def make(deadlines: Deadlines = LONG, uri: str = "qemu:///system") -> Host:
+        host = Host(Connection(uri), start(), driver=fake, deadlines=deadlines)
+        made.append(host)
+        return host
+
+    yield make
+    for host in made:
+        run(host.close())
+
+
+def _began(doing: Any) -> defer.Deferred[Any]:
+    return on_reactor(lambda: defer.ensureDeferred(doing))
+
+
+async def _outcome(waiting: defer.Deferred[Any]) -> Any:
+    return await waiting
+
+
+def test_a_call_that_hangs_fails_in_time_and_others_go_on(fake: FakeLibvirt, hosts: Any) -> None:
+    """A call without answer fails at its deadline, with a way out; the next call goes well."""
+    host = hosts(SHORT)
+    run(host.open())
+    hang = fake.inspector.trouble.hang("getCapabilities")
+    with pytest.raises(HostTimeout, match=r"did not answer within 0.2 s when asked to read.*What to do"):
+        run(host.capabilities())
+    assert run(host.domains()) == []
+    hang.release()
+
+
+def test_a_hung_host_does_not_hold_up_another(fake: FakeLibvirt, hosts: Any) -> None:
+    """While every call to one host hangs, another host answers."""
+    mute, other = hosts(), hosts(uri="qemu:///session")
+    run(mute.open())
+    hang = fake.inspector.trouble.hang("listAllDomains")
+    waiting = [_began(mute.domains()) for _ in range(CALLS_AT_A_TIME)]
+    for _ in waiting:
+        assert hang.entered.acquire(timeout=60)
+    assert run(other.domains()) == []
+    hang.release()
+    for one in waiting:
+        assert run(_outcome(one)) == []
+
+
+def test_when_all_calls_hang_the_next_fails_at_once(fake: FakeLibvirt, hosts: Any) -> None:
+    """Once as many calls hang as a host may have, further ones fail without a wait, until one comes back."""
+    host = hosts(Deadlines(open=60, call=60, create=0.2, storage=60))
+    run(host.open())
+    # Broken connections let go of their calls on the fake; what hangs here hangs outside of any.
+    hang = fake.inspector.trouble.hang("local")
+
+    def stuck() -> None:
+        hang.wait(lambda: False)
+
+    waiting = [_began(host.run_local("be stuck", stuck, deadline_s=0.2)) for _ in range(CALLS_AT_A_TIME)]
+    for one in waiting:
+        with pytest.raises(HostTimeout):
+            run(_outcome(one))
+    with pytest.raises(HostTimeout, match="no earlier call came back"):
+        run(host.domain("x"), timeout=5)
+    hang.release()
+    while True:
+        try:
+            assert run(host.domain("x"), timeout=5) is None
+            break
+        except HostTimeout:
+            continue
+
+
+def test_what_comes_too_late_is_undone(fake: FakeLibvirt, hosts: Any) -> None:
+    """A domain that libvirt made after we had given it up does not stay."""
+    host = hosts(SHORT)
+    run(host.open())
+    made = Heard[str]()
+    trouble = fake.inspector.trouble
+    hang = trouble.hang("createXML")
+    trouble.before_next("domain.destroy", lambda: made("destroyed"))
+    fake.inspector.connections[0].broken = False
+    creating = _began(host.create(XML, name="guest"))
+    hang.entered.acquire(timeout=60)
+    with pytest.raises(HostTimeout):
+        run(_outcome(creating))
+    hang.release()
+    if "createXML" in trouble.calls and fake.inspector.running():
+        made.until(lambda said: said == ["destroyed"])
+    assert fake.inspector.running() == []
+
+
+def test_opening_a_mute_daemon_costs_one_thread(fake: FakeLibvirt, hosts: Any) -> None:
+    """A daemon that accepts and stays mute: who waits fails in time, later callers at once."""
+    host = hosts(SHORT)
+    hang = fake.inspector.trouble.hang("open")
+    first, second = _began(host.domains()), _began(host.domains())
+    for waiting in (first, second):
+        with pytest.raises(HostTimeout, match="open the connection"):
+            run(_outcome(waiting))
+    with pytest.raises(HostTimeout, match="no earlier call came back"):
+        run(host.domains(), timeout=5)
+    assert fake.inspector.trouble.calls.count("open") == 1
+    hang.release()
+
+
+def test_a_connection_that_came_too_late_is_closed(fake: FakeLibvirt, hosts: Any) -> None:
+    """A connection that opens after it was given up does not stay open."""
+    host = hosts(SHORT)
+    closed = Heard[str]()
+    fake.inspector.trouble.before_next("close", lambda: closed("closed"))
+    hang = fake.inspector.trouble.hang("open")
+    with pytest.raises(HostTimeout):
+        run(host.open())
+    hang.release()
+    closed.until(lambda said: said == ["closed"])
+
+
+def test_a_host_that_is_down_says_how_to_look(fake: FakeLibvirt, hosts: Any) -> None:
+    """An unreachable host is named, with a command to try."""
+    fake.inspector.reachable = False
+    host = hosts()
+    with pytest.raises(HostUnreachable, match=r"virsh -c 'qemu:///system' list"):
+        run(host.domains())
+    fake.inspector.reachable = True
+    assert run(host.domains()) == []
+
+
+def test_whatever_libvirt_raises_is_ours(fake: FakeLibvirt, hosts: Any) -> None:
+    """Exceptions that are none of libvirt's, which its binding is known to raise, are wrapped."""
+    host = hosts()
+    fake.inspector.trouble.fail_next("listAllDomains", SystemError("returned NULL without setting an error"))
+    with pytest.raises(HostError, match="could not list the domains: returned NULL"):
+        run(host.domains())
+
+
+def test_what_a_local_call_raises_is_ours(hosts: Any) -> None:
+    """A refusal of the local file system is an error of ours that names what was tried."""
+
+    def refuse() -> None:
+        raise PermissionError(13, "Permission denied", "/images")
+
+    with pytest.raises(HostError, match="could not list our directory.*Permission denied"):
+        run(hosts().run_local("list our directory", refuse))
+
+
+def test_a_domain_that_ends_while_the_list_is_made_is_left_out(fake: FakeLibvirt, hosts: Any) -> None:
+    """A domain that goes between the list and the look at it does not spoil the list."""
+    host = hosts()
+    created = run(host.create(XML, name="guest"))
+    domain = fake.inspector.domains[created.uuid]
+    fake.inspector.trouble.before_next("domain.isActive", domain.destroy)
+    assert run(host.domains()) == []
+
+
+def test_a_host_that_stays_away_is_told_to_those_who_watch(
+    fake: FakeLibvirt, hosts: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A host that does not come back in time is reported lost; when it returns, the truth follows."""
+    monkeypatch.setattr("latentvirt.host.link.LOST_AFTER_S", 0.2)
+    monkeypatch.setattr("latentvirt.host.link.RECONNECT_PAUSE_S", 0.05)
+    host = hosts()
+    created = run(host.create(XML, name="guest"))
+    news: Heard[DomainNews] = Heard()
+    on_reactor(lambda: host.watch(created.uuid, news))
+    fake.inspector.reachable = False
+    fake.inspector.break_connections(libvirt.VIR_CONNECT_CLOSE_REASON_KEEPALIVE)
+    told = news.until(lambda said: any(item.condition is Condition.HOST_LOST for item in said))
+    assert "keep-alive" in told[-1].detail
+    fake.inspector.domains[created.uuid].power_off()
+    fake.inspector.reachable = True
+    news.until(lambda said: said[-1].condition is Condition.ENDED)
+
+
+def test_a_host_that_opens_and_answers_nothing_is_asked_with_pauses(
+    fake: FakeLibvirt, hosts: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A host that lets us in and then breaks off each time is not opened again without a pause."""
+    pauses = Heard[float]()
+    pause = "latentvirt.host.link.Link._pause"
+
+    async def note(link: Any, seconds: float) -> None:
+        pauses(seconds)
+
+    monkeypatch.setattr(pause, note)
+    host = hosts()
+    created = run(host.create(XML, name="guest"))
+    news: Heard[DomainNews] = Heard()
+    on_reactor(lambda: host.watch(created.uuid, news))
+    opened = fake.inspector.trouble.calls.count("open")
+    for _ in range(3):
+        fake.inspector.trouble.fail_next("lookupByUUIDString", libvirt.VIR_ERR_RPC)
+    fake.inspector.break_connections()
+    news.until(lambda said: said[-1].condition is Condition.PAUSED)
+    assert len(pauses.all) == 3
+    assert fake.inspector.trouble.calls.count("open") == opened + 4
+
+
+def test_a_host_closed_while_it_opens_stays_closed(fake: FakeLibvirt, hosts: Any) -> None:
+    """A connection that opens after its host was closed is closed, too."""
+    host = hosts()
+    hang = fake.inspector.trouble.hang("open")
+    opening = _began(host.open())
+    hang.entered.acquire(timeout=60)
+    closed = Heard[str]()
+    fake.inspector.trouble.before_next("close", lambda: closed("closed"))
+    run(host.close())
+    hang.release()
+    with pytest.raises(HostUnreachable):
+        run(_outcome(opening))
+    closed.until(lambda said: said == ["closed"])
