@@ -1,0 +1,361 @@
+"""Run three builds on three fresh VMs under a real master, show how long each part took, count what is left.
+
+All lies in a folder of its own, the hypervisor's driver included (qemu:///embed), so that nothing of the
+machine's is touched and several of these may run at once.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import os
+import re
+import shutil
+import signal
+import subprocess
+import sys
+import tempfile
+import threading
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, NoReturn
+
+import attrs
+import libvirt
+from rich.console import Console
+from rich.table import Table
+
+TESTS = Path(__file__).resolve().parent.parent.parent / "tests"
+sys.path.insert(0, str(TESTS))
+
+from guests import debian_image  # noqa: E402
+from masters import SUCCESS, Master  # noqa: E402
+
+BUILDS = 3
+POLL_S = 0.1
+BUILD_S = 600
+GONE_S = 60
+STOP_S = 60
+LONGEST_TEMPORARY = 30
+"""QEMU's sockets lie below our folder, and a socket's path holds 107 bytes."""
+
+# QEMU runs as who runs this: no other user could pass this folder, and there is no one to keep it from.
+QEMU_CONF = """
+user = "{uid}"
+group = "{gid}"
+dynamic_ownership = 0
+security_driver = "none"
+namespaces = [ ]
+cgroup_controllers = [ ]
+stdio_handler = "file"
+"""
+
+# Each build looks for what an earlier one wrote, and writes: on the disk, which df tells, not in memory.
+CONFIG = """
+c['workers'].append(LibVirtWorker(
+    'minion1', None, Connection('qemu:///embed?root={embed}'), '{images}/minion1', '{base}',
+    size=Size(memory='768 MiB')))
+builder(
+    'demo', ['minion1'],
+    'if [ -e $HOME/mark ]; then echo "an earlier build wrote:"; cat $HOME/mark; exit 1; fi',
+    'df $HOME | grep /dev/ && date > $HOME/mark && sync && ls -l $HOME/mark',
+    'echo "boot $(cat /proc/sys/kernel/random/boot_id)"')
+"""
+
+COLUMNS = ("request", "overlay", "create", "boot", "attach", "build", "gone")
+CAPTION = (
+    "seconds; overlay to attach are from the log of each start,\n"
+    f"request, build and gone were seen from outside, {1 / POLL_S:.0f} times a second"
+)
+
+
+class DemoFailed(Exception):
+    """What went wrong, for a person."""
+
+
+@attrs.frozen
+class Outcome:
+    """What one build came to.
+
+    Args:
+        number: which of the builds, from 1.
+        good: whether it succeeded, and so saw nothing of an earlier one.
+        boot: the id that its guest's kernel gave itself.
+        seconds: how long each part took, by column.
+    """
+
+    number: int
+    good: bool
+    boot: str
+    seconds: dict[str, float]
+
+
+@attrs.frozen
+class Stage:
+    """Where it all happens."""
+
+    folder: Path
+    base: Path
+
+    @property
+    def embed(self) -> Path:
+        """All of the hypervisor driver's own files."""
+        return self.folder / "embed"
+
+    @property
+    def images(self) -> Path:
+        """The person's image folder."""
+        return self.folder / "images"
+
+    def set(self) -> Master:
+        """Make folders and configuration."""
+        self.images.mkdir()
+        (self.embed / "etc").mkdir(parents=True)
+        (self.embed / "etc" / "qemu.conf").write_text(QEMU_CONF.format(uid=f"+{os.getuid()}", gid=f"+{os.getgid()}"))
+        return Master(
+            self.folder / "master", CONFIG.format(embed=self.embed, images=self.images, base=self.base)
+        )
+
+    def processes(self) -> list[int]:
+        """List the QEMUs that run with anything of this folder's."""
+        found = []
+        for entry in Path("/proc").iterdir():
+            try:
+                command = (entry / "cmdline").read_bytes() if entry.name.isdigit() else b""
+            except OSError:
+                continue  # ended while we looked
+            if b"qemu" in command.split(b"\0")[0] and os.fsencode(self.embed) in command:
+                found.append(int(entry.name))
+        return found
+
+    def volumes(self) -> list[Path]:
+        """List the files of single VMs."""
+        return [file for file in self.images.glob("latentvirt-*/*") if not file.name.startswith("lease.")]
+
+    def everything(self) -> list[Path]:
+        """List all that lies in the image folder."""
+        return sorted(self.images.rglob("*"))
+
+
+def watch_build(stage: Stage, master: Master, console: Console, number: int) -> Outcome:
+    """Ask for a build, tell how it goes, and wait until its VM is gone."""
+    asked = time.monotonic()
+    request = master.force("demo")
+    with console.status(f"build {number}: asked for") as status:
+        started, ended, tries = _follow(master, request, number, status)
+        build = master.builds(request)[-1]
+        gone = _wait_until_gone(stage)
+    log = master.text(build, "start VM", "progress")
+    output = "\n".join(_outputs(master, build))
+    good = build["results"] == SUCCESS
+    if not good:
+        console.print(f"build {number} failed: {build['state_string']}", style="bold", highlight=False)
+        console.print(log, master.text(build, "start VM", "console"), output, sep="\n", markup=False)
+    found = re.search(r"^boot (\S+)$", output, re.MULTILINE)
+    seconds = _seconds(log)
+    attached = seconds.pop("attached", 0.0)
+    seconds |= {"request": started - asked, "build": ended - started - attached, "gone": gone - ended}
+    again = f", at the {tries}. try" if tries > 1 else ""
+    console.print(
+        f"build {number}: {'success' if good else 'FAILED'}{again}, worker attached after {attached:.1f} s, "
+        f"VM gone {gone - ended:.1f} s after the build",
+        highlight=False,
+    )
+    return Outcome(number, good, found[1] if found else "", seconds)
+
+
+def _follow(master: Master, request: int, number: int, status: Any) -> tuple[float, float, int]:
+    """Show a build's state until it is done; return when it began to start its VM, when it ended, its tries."""
+    deadline = time.monotonic() + BUILD_S
+    current, started = None, 0.0
+    while time.monotonic() < deadline:
+        builds = master.builds(request)
+        steps = master.steps(builds[-1]) if builds else []
+        if steps and current != builds[-1]["buildid"]:
+            current, started = builds[-1]["buildid"], time.monotonic()
+        # A build that is to be retried is complete, its request is not.
+        if builds and builds[-1]["complete"] and master.rest(f"buildrequests/{request}")["buildrequests"][0]["complete"]:
+            return started, time.monotonic(), len(builds)
+        if steps:
+            status.update(f"build {number}: {steps[-1]['name']}: {steps[-1]['state_string']}")
+        time.sleep(POLL_S)
+    raise DemoFailed(f"build {number} was not done after {BUILD_S} s\n{master.log()[-4000:]}")
+
+
+def _wait_until_gone(stage: Stage) -> float:
+    deadline = time.monotonic() + GONE_S
+    while (stage.processes() or stage.volumes()) and time.monotonic() < deadline:
+        time.sleep(POLL_S)
+    return time.monotonic()
+
+
+def _outputs(master: Master, build: dict[str, Any]) -> Iterator[str]:
+    for step in master.steps(build):
+        for entry in master.rest(f"steps/{step['stepid']}/logs")["logs"]:
+            if entry["name"] == "stdio":
+                (chunk,) = master.rest(f"logs/{entry['logid']}/contents")["logchunks"]
+                yield from (line[1:] for line in chunk["content"].splitlines())
+
+
+def _seconds(log: str) -> dict[str, float]:
+    """Read how long the parts of a start took from its log."""
+    steps = {name: float(took) for name, took in re.findall(r"^([a-z ]+): ([\d.]+) s", log, re.MULTILINE)}
+    ready = re.search(r"^guest ready after ([\d.]+) s", log, re.MULTILINE)
+    attached = re.search(r"^attached after ([\d.]+) s", log, re.MULTILINE)
+    if not attached:
+        return steps
+    end = float(attached[1])
+    # An image without the helper does not say when it has booted: then that is when it attaches.
+    booted = float(ready[1]) if ready else end
+    resumed = sum(steps.get(name, 0.0) for name in ("describe", "overlay", "create", "attach console and channel", "resume"))
+    return {**steps, "boot": booted - resumed, "attach": end - booted, "attached": end}
+
+
+def show(console: Console, outcomes: list[Outcome]) -> None:
+    """Print the table."""
+    table = Table(caption=CAPTION, caption_justify="left")
+    table.add_column("build")
+    for column in COLUMNS:
+        table.add_column(column, justify="right")
+    for outcome in outcomes:
+        cells = [f"{max(outcome.seconds[name], 0):.2f}" if name in outcome.seconds else "-" for name in COLUMNS]
+        table.add_row(str(outcome.number), *cells)
+    console.print(table)
+
+
+def clear(stage: Stage) -> list[str]:
+    """Name what is left after the master's end, and end those VMs.
+
+    The driver's folder has one user at a time: only now can another process look into it.
+    """
+    left = [f"process {pid}" for pid in stage.processes()]
+    left += [f"file {path}" for path in stage.everything()]
+    os.environ["LIBVIRT_LOG_OUTPUTS"] = "4:stderr"  # else it warns that our qemu.conf is what we made it
+    libvirt.virEventRegisterDefaultImpl()
+    threading.Thread(target=_run_events, daemon=True).start()
+    connection = libvirt.open(f"qemu:///embed?root={stage.embed}")
+    try:
+        for domain in connection.listAllDomains():
+            left.append(f"domain {domain.name()}")
+            if domain.isActive():
+                domain.destroy()
+    finally:
+        connection.close()
+    return left
+
+
+def _run_events() -> None:
+    while True:
+        libvirt.virEventRunDefaultImpl()
+
+
+@contextlib.contextmanager
+def ignoring_interrupts() -> Iterator[None]:
+    """Let a process that is started in here ignore Ctrl-C: it is ours to end, in order."""
+    before = signal.signal(signal.SIGINT, signal.SIG_IGN)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, before)
+
+
+def serve(master: Master, console: Console) -> None:
+    """Leave the master up until somebody presses Ctrl-C."""
+    console.print(f"The master is up: http://127.0.0.1:{master.www_port}/", highlight=False)
+    console.print("'force', on the page of the builder 'demo', asks for more builds. Ctrl-C ends it.")
+    assert master.process is not None
+    with contextlib.suppress(KeyboardInterrupt):
+        master.process.wait()
+        raise DemoFailed(f"the master ended by itself\n{master.log()[-4000:]}")
+
+
+def run(stage: Stage, console: Console, serving: bool) -> tuple[list[Outcome], list[str]]:
+    """Run it all; returns what the builds came to, and what is left."""
+    outcomes: list[Outcome] = []
+    digest = _digest(stage.base)
+    master = stage.set()
+    left: list[str] = []
+    try:
+        with console.status("starting the master"), ignoring_interrupts():
+            master.start()
+        console.print(f"master up, on qemu:///embed?root={stage.embed}", highlight=False)
+        outcomes = [watch_build(stage, master, console, number) for number in range(1, BUILDS + 1)]
+        show(console, outcomes)
+        if serving:
+            serve(master, console)
+    finally:
+        with ignoring_interrupts():
+            if master.process is not None and master.process.poll() is None:
+                with console.status("stopping the master"):
+                    try:
+                        master.terminate(STOP_S)
+                    except subprocess.TimeoutExpired:
+                        left.append(f"the master, which did not exit within {STOP_S} s")
+                        master.kill()
+            left += clear(stage)
+    if _digest(stage.base) != digest:
+        left.append(f"changes in {stage.base}")
+    return outcomes, left
+
+
+def _digest(path: Path) -> tuple[object, ...]:
+    status = path.stat()
+    return (status.st_uid, status.st_gid, status.st_mode, status.st_size, status.st_mtime_ns)
+
+
+def temporary_folder() -> Path:
+    """Make a folder with a short path."""
+    usual = tempfile.gettempdir()
+    return Path(tempfile.mkdtemp(prefix="lv-demo-", dir=usual if len(usual) <= LONGEST_TEMPORARY else "/tmp"))
+
+
+def terminated(number: int, _frame: object) -> NoReturn:
+    """End in order: a signal must not skip the cleaning."""
+    raise KeyboardInterrupt
+
+
+def parse_arguments() -> argparse.Namespace:
+    """Read the command line."""
+    parser = argparse.ArgumentParser(prog="script/demo", description="Three builds on three fresh VMs.")
+    parser.add_argument("--serve", action="store_true", help="leave the master up, with its web page")
+    parser.add_argument("--keep", action="store_true", help="keep the folder with the logs")
+    parser.add_argument("--image", action="store_true", help="only build the guest image")
+    return parser.parse_args()
+
+
+def main() -> int:
+    """Run the demonstration."""
+    args = parse_arguments()
+    signal.signal(signal.SIGTERM, terminated)
+    console = Console(soft_wrap=True)
+    try:
+        base = debian_image().disk
+    except (subprocess.CalledProcessError, RuntimeError) as error:
+        print(f"demo: the guest image could not be built: {error}", file=sys.stderr)
+        return 1
+    if args.image:
+        return 0
+    stage = Stage(temporary_folder(), base)
+    try:
+        outcomes, left = run(stage, console, args.serve)
+    except KeyboardInterrupt:
+        print("demo: called off; its VMs and files are removed", file=sys.stderr)
+        return 130
+    except (DemoFailed, AssertionError) as error:
+        print(f"demo: {error}", file=sys.stderr)
+        return 1
+    finally:
+        if args.keep:
+            print(f"kept: {stage.folder}")
+        else:
+            shutil.rmtree(stage.folder, ignore_errors=True)
+    for thing in left:
+        print(f"left behind: {thing}")
+    fresh = len({outcome.boot for outcome in outcomes if outcome.good and outcome.boot})
+    print(f"demo: {len(outcomes)} builds, {fresh} fresh VMs, {len(left)} left behind")
+    return 0 if (len(outcomes), fresh, len(left)) == (BUILDS, BUILDS, 0) else 1
+
+
+if __name__ == "__main__":
+    sys.exit(main())
