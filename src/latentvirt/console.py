@@ -10,6 +10,9 @@ from collections.abc import Iterable
 HEAD_LINES = 5000
 TAIL_LINES = 500
 LONGEST_LINE = 2000
+KEPT_OF_A_LINE = 4 * LONGEST_LINE
+"""How much of a line is looked at; escape sequences and the like take their part of it."""
+
 REDACTED = "<redacted>"
 
 _ESCAPES = re.compile(r"\x1b(?:\[[0-?]*[ -/]*[@-~]|\][^\x07\x1b]*(?:\x07|\x1b\\)?|[@-Z\\-_]|[ -/]+[0-~])")
@@ -32,6 +35,7 @@ class ConsoleLog:
         self._secrets = [secret for secret in secrets if secret]
         self._decode = codecs.getincrementaldecoder("utf-8")("replace").decode
         self._rest = ""
+        self._cut = False
         self._head_left = head_lines
         self._tail: deque[str] = deque(maxlen=tail_lines)
         self._recent: deque[str] = deque(maxlen=tail_lines)
@@ -50,17 +54,27 @@ class ConsoleLog:
         Returns:
             The lines that belong in the live log now, without line ends.
         """
-        *lines, self._rest = (self._rest + self._decode(data)).split("\n")
-        longest = LONGEST_LINE + max((len(secret) for secret in self._secrets), default=0)
-        if len(self._rest) > longest:
-            # A line without end is cut; redacted first, so that no secret is cut in two and missed.
-            rest = self._redact(self._rest)
-            lines.append(rest[:LONGEST_LINE])
-            self._rest = rest[LONGEST_LINE:]
-        return [line for line in (self._take(line) for line in lines) if line is not None]
+        first, *others = self._decode(data).split("\n")
+        self._keep(first)
+        lines = []
+        for text in others:
+            lines.append(self._take())
+            self._keep(text)
+        return [line for line in lines if line is not None]
 
-    def _take(self, raw: str) -> str | None:
-        line = self._redact(_CONTROLS.sub("", _ESCAPES.sub("", raw.replace("\t", " "))))
+    def _keep(self, text: str) -> None:
+        """Add to the line that has not ended yet, as much as is kept of one."""
+        room = KEPT_OF_A_LINE - len(self._rest)
+        self._rest += text[:room]
+        self._cut = self._cut or len(text) > room
+
+    def _take(self) -> str | None:
+        """Take the line that has ended now; None if it is kept for later, or dropped."""
+        raw, self._rest = self._rest, ""
+        cut, self._cut = self._cut, False
+        line = self.redact(_CONTROLS.sub("", _ESCAPES.sub("", raw.replace("\t", " "))))
+        if cut:
+            line = self._without_beginning_of_secret(line)
         if _PANIC.search(line):
             self.panic = line.strip()
         line = line[:LONGEST_LINE]
@@ -73,15 +87,25 @@ class ConsoleLog:
         self._tail.append(line)
         return None
 
-    def _redact(self, text: str) -> str:
-        for secret in self._secrets:
+    def redact(self, text: str) -> str:
+        """Take the secrets out of a text."""
+        # The longest first: one secret may begin with another.
+        for secret in sorted(self._secrets, key=len, reverse=True):
             text = text.replace(secret, REDACTED)
         return text
 
+    def _without_beginning_of_secret(self, text: str) -> str:
+        """Drop from a text that was cut what may be the first part of a secret."""
+        for secret in self._secrets:
+            for length in range(min(len(secret) - 1, len(text)), 0, -1):
+                if text.endswith(secret[:length]):
+                    text = text[:-length]
+                    break
+        return text
+
     def finish(self) -> list[str]:
-        """Return what is still to be logged when the console ends: how much was dropped, and the last lines."""
-        rest, self._rest = self._rest, ""
-        live = [self._take(rest)] if rest else []
+        """Return what is to be logged when the console ends: how much was dropped, and the last lines."""
+        live = [self._take()] if self._rest else []
         lines = [line for line in live if line is not None]
         if self._dropped:
             lines.append(f"[latentvirt: {self._dropped} lines dropped here]")

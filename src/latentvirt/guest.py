@@ -93,12 +93,17 @@ def _message(line: bytes) -> Message | None:
         return None
     kind = said.get("say")
     if kind == "ready":
-        return Ready(str(said.get("helper", "?"))[:64], str(said.get("system", "?"))[:64])
+        return Ready(_text(said.get("helper", "?"), 64), _text(said.get("system", "?"), 64))
     if kind == "attaching":
         return Attaching()
     if kind == "error":
-        return Complaint(str(said.get("why", "it did not say why"))[:1000])
+        return Complaint(_text(said.get("why", "it did not say why"), 1000))
     return None
+
+
+def _text(said: object, longest: int) -> str:
+    """Make one printable line of what a guest says: guests could fake lines of a log, or break its writer."""
+    return "".join(character if character.isprintable() else " " for character in str(said)[:longest])
 
 
 def identity_line(identity: Identity, *, start: str, now: float) -> bytes:

@@ -101,6 +101,9 @@ class Machine:
     _told_at: float | None = attrs.field(init=False, default=None)
     _resumed: bool = attrs.field(init=False, default=False)
     _over: bool = attrs.field(init=False, default=False)
+    _starting: bool = attrs.field(init=False, default=False)
+    _started: list[defer.Deferred[None]] = attrs.field(init=False, factory=list)
+    _ending: defer.DeferredLock = attrs.field(init=False, factory=defer.DeferredLock)
     _ended: list[defer.Deferred[None]] = attrs.field(init=False, factory=list)
 
     def __attrs_post_init__(self) -> None:
@@ -124,18 +127,24 @@ class Machine:
         Raises:
             LatentvirtError: what went wrong; nothing of this start is left, or a later sweep sees to it.
         """
+        self._starting = True
         try:
             await self._start()
         except BaseException as error:
             self._over = True
             try:
-                await self.stop()
+                await self._end()
             except LatentvirtError:
                 # The host does not let us clean up now; the sweep knows this start by its names.
                 pass
             if isinstance(error, LatentvirtError):
                 error.domain = error.domain or self.name
             raise
+        finally:
+            self._starting = False
+            waiting, self._started = self._started, []
+            for waiter in waiting:
+                waiter.callback(None)
 
     def cancel(self, why: str) -> None:
         """Let a start that is under way stop at its next step.
@@ -374,7 +383,7 @@ class Machine:
 
     def _hear(self, message: Message) -> None:
         if isinstance(message, Complaint):
-            self.listener.console([f"[latentvirt: the guest's helper says: {message.why}]"])
+            self.listener.console([self._log.redact(f"[latentvirt: the guest's helper says: {message.why}]")])
         elif isinstance(message, Attaching):
             self.listener.progress("guest attaches", 0.0, "")
         elif self._told_at is None or self.clock.seconds() - self._told_at > SAY_AGAIN_S:
@@ -449,15 +458,28 @@ class Machine:
                 the sweep, goes on there.
         """
         self._over = True
-        if graceful_s > 0 and self._resumed and self._uuid is not None:
-            await self._wait_for_power_off(self._uuid, graceful_s)
-        await self.release_console()
-        if self._watch is not None:
-            self._watch.cancel()
-            self._watch = None
-        while self._undo:
-            await self._undo[-1][1]()
-            self._undo.pop()
+        if self._starting:
+            # What the start has asked the host for may still come; only after that can it be undone.
+            self.cancel(self._cancelled or "the VM was stopped")
+            waiter: defer.Deferred[None] = defer.Deferred()
+            self._started.append(waiter)
+            await waiter
+        await self._end(graceful_s)
+
+    async def _end(self, graceful_s: float = 0.0) -> None:
+        await self._ending.acquire()
+        try:
+            if graceful_s > 0 and self._resumed and self._uuid is not None:
+                await self._wait_for_power_off(self._uuid, graceful_s)
+            await self.release_console()
+            if self._watch is not None:
+                self._watch.cancel()
+                self._watch = None
+            while self._undo:
+                await self._undo[-1][1]()
+                self._undo.pop()
+        finally:
+            self._ending.release()
 
     async def _wait_for_power_off(self, uuid: str, seconds: float) -> None:
         ended: defer.Deferred[None] = defer.Deferred()

@@ -86,8 +86,8 @@ class VirConnect:
         return 0 if self.broken else 1
 
     def close(self) -> int:
+        # What is still under way on it goes on: the client's handles keep it.
         self.meet("close")
-        self.broken = True
         with self.host.lock:
             if self in self.host.connections:
                 self.host.connections.remove(self)

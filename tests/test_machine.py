@@ -1,0 +1,394 @@
+"""One VM's life on a fake host: what is left when a step fails, is cancelled, or comes too late."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import attrs
+import libvirt
+import pytest
+from twisted.internet import defer, reactor
+
+from contract.backends import domain_xml
+from latentvirt.config import Connection, Size
+from latentvirt.errors import (
+    ForeignDomain,
+    GuestFailed,
+    HostError,
+    ImageError,
+    LatentvirtError,
+    NotProven,
+    StartCancelled,
+)
+from latentvirt.guest import Identity, Ready
+from latentvirt.host import Host
+from latentvirt.machine import Machine
+from latentvirt.names import Ownership, directory_name
+from latentvirt.spec import MachineSpec
+from latentvirt.storage import open_storage
+from latentvirt.testing import FakeGuest, FakeHostState, FakeLibvirt
+from reactorthread import Heard, on_reactor, run, start
+
+OWNER = "0123456789abcdef"
+OURS = Ownership(OWNER, "slot1", "0a1b2c3d4e5f")
+URI = "qemu+ssh://vmhost/system"
+FOLDER = f"/images/{directory_name(OWNER)}"
+NAME = f"latentvirt-{OWNER}-slot1"
+ONCE = "one-time-password"
+
+
+class Ear:
+    """A listener that notes what it hears."""
+
+    def __init__(self) -> None:
+        self.steps: list[str] = []
+        self.lines = Heard[str]()
+        self.readies = Heard[Ready]()
+        self.failures = Heard[LatentvirtError]()
+        self.doubts = Heard[str]()
+        self.on_step: Callable[[str], object] = lambda step: None
+
+    def progress(self, step: str, seconds: float, note: str) -> None:
+        """Note a step."""
+        self.steps.append(step)
+        self.on_step(step)
+
+    def console(self, lines: list[str]) -> None:
+        """Note lines."""
+        for line in lines:
+            self.lines(line)
+
+    def ready(self, told: Ready) -> None:
+        """Note it."""
+        self.readies(told)
+
+    def failed(self, error: LatentvirtError) -> None:
+        """Note it."""
+        self.failures(error)
+
+    def host_in_doubt(self, detail: str) -> None:
+        """Note it."""
+        self.doubts(detail)
+
+
+@attrs.define
+class Scene:
+    """A fake host with a base image, and one machine on it."""
+
+    fake: FakeLibvirt = attrs.field(factory=FakeLibvirt)
+    ear: Ear = attrs.field(factory=Ear)
+    spec: MachineSpec = attrs.field(
+        factory=lambda: MachineSpec(
+            worker="minion1",
+            connection=Connection(URI),
+            kind="generated",
+            base_image="/images/base.qcow2",
+            size=Size(memory=64),
+        )
+    )
+
+    @property
+    def inspector(self) -> FakeHostState:
+        """The host from inside."""
+        return self.fake.inspect(URI)
+
+    def machine(self, ownership: Ownership = OURS, **changes: Any) -> Machine:
+        """Make a machine."""
+        self.inspector.add_file("/images/base.qcow2")
+        spec = attrs.evolve(self.spec, **changes)
+        host = Host(spec.connection, start(), driver=self.fake)
+        return Machine(
+            host=host,
+            storage=open_storage(host, OWNER, "/images") if spec.proven else None,
+            spec=spec,
+            ownership=ownership,
+            listener=self.ear,
+            identify=lambda use, address: Identity(name="minion1", password=ONCE, master="10.0.2.2:9989"),
+            clock=reactor,
+            now=lambda: 0.0,
+            secrets=("static-password",),
+        )
+
+    def left(self) -> tuple[list[str], list[str]]:
+        """What runs and what lies in our directory."""
+        return self.inspector.running(), self.inspector.listing(FOLDER)
+
+
+NOTHING: tuple[list[str], list[str]] = ([], [])
+
+
+@pytest.fixture
+def scene() -> Scene:
+    """A stage for one machine."""
+    return Scene()
+
+
+def test_a_start_and_a_stop(scene: Scene) -> None:
+    """A start runs a VM of ours on an overlay of its own; a stop leaves neither."""
+    machine = scene.machine()
+    run(machine.start())
+    assert scene.left() == ([NAME], [f"slot1.{OURS.start}.overlay.vda"])
+    assert scene.inspector.files[f"{FOLDER}/slot1.{OURS.start}.overlay.vda"].backing == "/images/base.qcow2"
+    scene.ear.lines.until(lambda lines: "booting" in lines)
+    run(machine.stop())
+    assert scene.left() == NOTHING
+    assert scene.inspector.listing("/images") == ["base.qcow2"]
+
+
+STEPS = [
+    "open",
+    "lookupByName",
+    "getCapabilities",
+    "storagePoolLookupByName",
+    "pool.createXML",
+    "volume.path",
+    "createXML",
+    "domain.XMLDesc",
+    "domain.openConsole",
+    "domain.openChannel",
+    "domain.resume",
+]
+
+
+@pytest.mark.parametrize("step", STEPS)
+def test_a_step_that_fails_leaves_nothing(scene: Scene, step: str) -> None:
+    """Whatever libvirt refuses during a start, nothing of the start is left, and a retry goes well."""
+    scene.inspector.trouble.fail_next(step, libvirt.VIR_ERR_OPERATION_FAILED)
+    machine = scene.machine()
+    with pytest.raises(HostError) as caught:
+        run(machine.start())
+    assert caught.value.host == URI
+    assert scene.left() == NOTHING
+    run(machine.stop())
+    again = scene.machine()
+    run(again.start())
+    run(again.stop())
+    assert scene.left() == NOTHING
+
+
+def test_undoing_goes_from_the_newest_step_back(scene: Scene) -> None:
+    """The VM is ended before the disk under it is deleted."""
+    scene.inspector.trouble.fail_next("domain.resume", libvirt.VIR_ERR_OPERATION_FAILED)
+    with pytest.raises(HostError):
+        run(scene.machine().start())
+    calls = [call for call in scene.inspector.trouble.calls if call in ("domain.destroy", "volume.delete")]
+    assert calls == ["domain.destroy", "volume.delete"]
+
+
+@pytest.mark.parametrize("step", ["describe", "overlay", "create", "attach console and channel"])
+def test_a_start_cancelled_between_steps_leaves_nothing(scene: Scene, step: str) -> None:
+    """A start that is called off stops at its next step and is undone."""
+    machine = scene.machine()
+    scene.ear.on_step = lambda done: machine.cancel("not wanted any more") if done == step else None
+    with pytest.raises(StartCancelled, match="not wanted any more"):
+        run(machine.start())
+    assert "resume" not in scene.ear.steps
+    assert scene.left() == NOTHING
+
+
+@pytest.mark.parametrize("step", ["pool.createXML", "createXML", "domain.openConsole"])
+def test_a_stop_in_the_middle_of_a_start_leaves_nothing(scene: Scene, step: str) -> None:
+    """A VM that is stopped while its start waits for libvirt is gone when both are over."""
+    machine = scene.machine()
+    hang = scene.inspector.trouble.hang(step)
+    outcome = Heard[object]()
+    starting = on_reactor(lambda: defer.ensureDeferred(machine.start()))
+    assert hang.entered.acquire(timeout=60)
+    on_reactor(lambda: starting.addErrback(outcome))
+    stopping = on_reactor(lambda: defer.ensureDeferred(machine.stop()))
+    hang.release()
+
+    async def both() -> None:
+        await stopping
+        await starting
+
+    run(both())
+    assert scene.left() == NOTHING
+
+
+def test_stop_before_start_twice_and_at_once(scene: Scene) -> None:
+    """Stop may come before any start, be repeated, and run twice at the same time."""
+    machine = scene.machine()
+    run(machine.stop())
+    machine = scene.machine()
+    run(machine.start())
+
+    async def twice() -> None:
+        stops = [defer.ensureDeferred(machine.stop()) for _ in range(2)]
+        for good, failure in await defer.DeferredList(stops, consumeErrors=True):
+            assert good, failure
+
+    run(twice())
+    run(machine.stop())
+    assert scene.left() == NOTHING
+
+
+def test_a_stop_that_the_host_refused_goes_on_later(scene: Scene) -> None:
+    """What could not be removed the first time is removed by the next stop."""
+    machine = scene.machine()
+    run(machine.start())
+    scene.inspector.trouble.fail_next("volume.delete", libvirt.VIR_ERR_OPERATION_FAILED)
+    with pytest.raises(HostError):
+        run(machine.stop())
+    assert scene.left() == ([], [f"slot1.{OURS.start}.overlay.vda"])
+    run(machine.stop())
+    assert scene.left() == NOTHING
+
+
+def test_stop_ends_no_other_start_of_the_same_domain(scene: Scene) -> None:
+    """A late stop of an earlier start leaves the VM alone that has its name by now."""
+    earlier = scene.machine()
+    run(earlier.start())
+    later = scene.machine(Ownership(OWNER, "slot1", "ffffffffffff"))
+    run(later.start())
+    run(earlier.stop())
+    assert scene.left() == ([NAME], ["slot1.ffffffffffff.overlay.vda"])
+    run(later.stop())
+
+
+def test_a_foreign_domain_of_our_name_is_left_alone(scene: Scene) -> None:
+    """A running domain with the name that a start needs, and without our mark, goes on; the start fails."""
+    foreign = domain_xml("foreign", marked=None).replace("/vmlinuz", "/k")
+    stranger = scene.fake.open(URI)
+    stranger.createXML(foreign.replace(">foreign<", f">{NAME}<"), 0)
+    with pytest.raises(ForeignDomain, match="not ours"):
+        run(scene.machine().start())
+    assert scene.inspector.running() == [NAME]
+    others = Ownership("f" * 16, "slot1", "0a1b2c3d4e5f")
+    stranger.createXML(domain_xml("theirs", marked=others), 0)
+    with pytest.raises(ForeignDomain):
+        run(scene.machine(kind="xml", xml=domain_xml("theirs", disk="/images/hd.img", marked=None)).start())
+    assert scene.inspector.running() == [NAME, "theirs"]
+
+
+def test_a_leftover_of_ours_makes_room(scene: Scene) -> None:
+    """A VM that an earlier process left in the slot is ended before the start."""
+    run(scene.machine(Ownership(OWNER, "slot1", "ffffffffffff")).start())
+    old = scene.inspector.domain(NAME)
+    machine = scene.machine()
+    run(machine.start())
+    new = scene.inspector.domain(NAME)
+    assert old is not None
+    assert new is not None
+    assert old.uuid != new.uuid
+    run(machine.stop())
+
+
+def test_a_domain_that_libvirt_changed_is_not_resumed(scene: Scene) -> None:
+    """A start whose live XML names another disk ends before the guest's first instruction."""
+    boots = Heard[str]()
+
+    class Telltale(FakeGuest):
+        def on_boot(self) -> None:
+            boots("booted")
+
+    def meddle(domain: Any) -> FakeGuest:
+        scene.inspector.add_file("/images/other.qcow2")
+        domain.live = domain.live.replace(f"{FOLDER}/slot1.{OURS.start}.overlay.vda", "/images/other.qcow2")
+        return Telltale()
+
+    scene.inspector.guests = meddle
+    with pytest.raises(NotProven, match=r"other\.qcow2"):
+        run(scene.machine().start())
+    scene.inspector.settle()
+    assert boots.all == []
+    assert scene.left() == NOTHING
+
+
+def test_a_missing_base_image(scene: Scene) -> None:
+    """A base image that is not there is the configuration's fault, and said so."""
+    with pytest.raises(ImageError, match=r"the base image /images/missing\.qcow2 is not there"):
+        run(scene.machine(base_image="/images/missing.qcow2").start())
+    assert scene.left() == NOTHING
+
+
+def test_a_predefined_domain_keeps_its_definition(scene: Scene) -> None:
+    """A predefined domain runs on an overlay, and its definition reads afterwards as before."""
+    scene.inspector.add_file("/images/hd.img")
+    predefined = scene.inspector.define(domain_xml("minion1", disk="/images/hd.img", marked=None))
+    before = predefined.definition
+    machine = scene.machine(kind="predefined", hd_image="/images/hd.img")
+    run(machine.start())
+    assert FOLDER in (predefined.live or "")
+    run(machine.stop())
+    assert predefined.definition == before
+    assert scene.left() == NOTHING
+
+
+def test_a_guest_learns_who_it_is(scene: Scene) -> None:
+    """A guest that says ready is told its name and its one-time password, once."""
+    guest = FakeGuest(says_ready=True)
+    scene.inspector.guests = lambda domain: guest
+    machine = scene.machine()
+    run(machine.start())
+    scene.ear.readies.until(lambda said: len(said) == 1)
+    while "guest attaches" not in scene.ear.steps:
+        run(machine.host.domains())
+    assert guest.identity is not None
+    assert (guest.identity["name"], guest.identity["password"]) == ("minion1", ONCE)
+    run(machine.stop())
+
+
+def test_no_secret_reaches_the_log(scene: Scene) -> None:
+    """Neither console nor helper can put a password into the build's page."""
+
+    class Chatterbox(FakeGuest):
+        def on_channel(self, data: bytes) -> None:
+            super().on_channel(data)
+            self.say("error", why=f"cannot log in with {ONCE}")
+            self.write_console(f"trying {ONCE} and static-password\r\n".encode())
+
+    scene.inspector.guests = lambda domain: Chatterbox(says_ready=True)
+    machine = scene.machine()
+    run(machine.start())
+    lines = scene.ear.lines.until(
+        lambda lines: any("helper says" in line for line in lines) and any("trying" in line for line in lines)
+    )
+    run(machine.stop())
+    assert ONCE not in "\n".join(lines)
+    assert "static-password" not in "\n".join(lines)
+
+
+@pytest.mark.parametrize(
+    ("befalls", "says"),
+    [
+        ("power_off", "powered itself off"),
+        ("panic", "crashed"),
+        ("disk_full", "disk is full"),
+        ("kill", "QEMU"),
+    ],
+)
+def test_a_guest_that_ends_is_reported_once(scene: Scene, befalls: str, says: str) -> None:
+    """What ends a guest is told with the console's last lines, and told once."""
+    machine = scene.machine()
+    run(machine.start())
+    scene.ear.lines.until(lambda lines: "booting" in lines)
+    domain = scene.inspector.domain(NAME)
+    getattr(domain, befalls)()
+    (failure,) = scene.ear.failures.until(lambda said: len(said) == 1)
+    assert isinstance(failure, GuestFailed)
+    assert says in failure.what
+    assert "booting" in failure.what
+    run(machine.stop())
+    assert len(scene.ear.failures.all) == 1
+    assert scene.left() == NOTHING
+
+
+def test_a_graceful_stop_lets_the_guest_power_itself_off(scene: Scene) -> None:
+    """A guest that obeys its power button is not destroyed."""
+    machine = scene.machine()
+    run(machine.start())
+    run(machine.stop(graceful_s=60.0))
+    assert "domain.destroy" not in scene.inspector.trouble.calls
+    assert scene.ear.failures.all == []
+    assert scene.left() == NOTHING
+
+
+def test_a_guest_that_ignores_its_power_button_is_ended(scene: Scene) -> None:
+    """A graceful stop has an end."""
+    scene.inspector.guests = lambda domain: FakeGuest(powers_off=False)
+    machine = scene.machine()
+    run(machine.start())
+    run(machine.stop(graceful_s=0.1))
+    assert scene.left() == NOTHING
