@@ -87,11 +87,13 @@ class Master:
         config: the part of master.cfg that adds workers and builders; `builder(name, workers, *commands)`
             is there for it.
         env: environment variables for the process, beyond this one's.
+        user: numeric id of the user and group that it runs as; None for this one.
     """
 
     folder: Path
     config: str
     env: dict[str, str] = attrs.field(factory=dict)
+    user: int | None = None
     pb_port: int = attrs.field(factory=free_port)
     www_port: int = attrs.field(factory=free_port)
     process: subprocess.Popen[bytes] | None = None
@@ -100,6 +102,8 @@ class Master:
         """Write master.cfg, with another config if one is given."""
         self.config = config or self.config
         self.folder.mkdir(parents=True, exist_ok=True)
+        if self.user is not None:
+            os.chown(self.folder, self.user, self.user)
         text = CONFIG.format(
             pb_port=self.pb_port, www_port=self.www_port, config=textwrap.dedent(self.config)
         )
@@ -111,15 +115,16 @@ class Master:
         self.write()
         if not (self.folder / "state.sqlite").exists():
             subprocess.run(
-                [sys.executable, "-c", BUILDBOT, "upgrade-master", "-q", str(self.folder)],
+                [*self._as_user(), sys.executable, "-c", BUILDBOT, "upgrade-master", "-q", str(self.folder)],
                 check=True,
+                cwd=self.folder,
                 env=self._environment(),
                 stdout=subprocess.DEVNULL,
             )
         with open(self.folder / "output", "ab") as output:
             self.process = subprocess.Popen(
                 # libvirt waits for its QEMUs to be reaped; where process 1 is slow at that, tini is not.
-                ["tini", "-s", "--", sys.executable, "-c", TWISTD, "--nodaemon", "--no_save",
+                [*self._as_user(), "tini", "-s", "--", sys.executable, "-c", TWISTD, "--nodaemon", "--no_save",
                  "--python=buildbot.tac"],
                 cwd=self.folder,
                 stdin=subprocess.DEVNULL,
@@ -130,8 +135,14 @@ class Master:
         self.wait_for(self._answers, START_S, "the master to answer")
         return self
 
+    def _as_user(self) -> list[str]:
+        if self.user is None:
+            return []
+        return ["setpriv", f"--reuid={self.user}", f"--regid={self.user}", "--clear-groups", "--"]
+
     def _environment(self) -> dict[str, str]:
-        return {**os.environ, **self.env}
+        home = {} if self.user is None else {"HOME": str(self.folder)}
+        return {**os.environ, **home, **self.env}
 
     def _answers(self) -> bool:
         assert self.process is not None

@@ -435,13 +435,14 @@ def _text(xml: str, path: str) -> str | None:
 
 
 def _view(domain: Any) -> DomainView:
-    active = bool(domain.isActive())
+    ownership = _ownership(domain)
     return DomainView(
         name=str(domain.name()),
         uuid=str(domain.UUIDString()),
-        active=active,
+        # Asked last: a domain that ends meanwhile must not seem to run without a mark of ours.
+        active=bool(domain.isActive()),
         persistent=bool(domain.isPersistent()),
-        ownership=_ownership(domain) if active else None,
+        ownership=ownership,
     )
 
 

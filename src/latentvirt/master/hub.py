@@ -185,6 +185,10 @@ class Hub(SharedService):
         async def go_on() -> None:
             try:
                 await machine.stop()
+            except LatentvirtError as error:
+                # The sweep after the host's return ends what is left: nobody claims it any more.
+                self.failed(record, error)
+                raise
             finally:
                 self.end(record, ownership)
 
