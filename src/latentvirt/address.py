@@ -41,5 +41,5 @@ def master_port(portstr: str | int) -> int | None:
         The port; None if there is none in it, or it is left to the system (0).
     """
     text = str(portstr)
-    found = re.fullmatch(r"(\d+)", text) or re.match(r"(?:tcp6?|ssl):(?:port=)?(\d+)", text)
+    found = re.fullmatch(r"(\d+)", text) or re.match(r"(?:tcp6?|ssl):(?:(?:[^:]*:)*port=)?(\d+)", text)
     return int(found.group(1)) or None if found else None

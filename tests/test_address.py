@@ -1,0 +1,58 @@
+"""Which address a guest reaches its master at."""
+
+from __future__ import annotations
+
+import pytest
+
+from latentvirt.address import USER_MODE_HOST, master_host, master_port
+from latentvirt.domainxml import NetworkUse
+
+
+@pytest.mark.parametrize(
+    ("kind", "local", "network_address", "given", "expected"),
+    [
+        ("user", True, None, None, USER_MODE_HOST),
+        ("user", False, None, None, "master.example"),
+        ("network", True, "192.168.122.1", None, "192.168.122.1"),
+        ("network", True, None, None, "master.example"),
+        ("network", False, "192.168.122.1", None, "master.example"),
+        ("bridge", True, None, None, "master.example"),
+        ("none", True, None, None, "master.example"),
+        ("user", True, None, "said.example", "said.example"),
+        ("network", True, "192.168.122.1", "said.example", "said.example"),
+    ],
+)
+def test_master_host(
+    kind: str, local: bool, network_address: str | None, given: str | None, expected: str
+) -> None:
+    """What the person said wins; else the address of the guest's own network, if the host is this machine."""
+    found = master_host(
+        NetworkUse(kind, "default"),
+        given=given,
+        host_is_local=local,
+        network_address=network_address,
+        fallback="master.example",
+    )
+    assert found == expected
+
+
+@pytest.mark.parametrize(
+    ("portstr", "port"),
+    [
+        (9989, 9989),
+        ("9989", 9989),
+        ("tcp:9989", 9989),
+        ("tcp:port=9989", 9989),
+        ("tcp:9989:interface=127.0.0.1", 9989),
+        ("tcp6:9989", 9989),
+        ("ssl:9989:privateKey=k:certKey=c", 9989),
+        ("tcp:interface=127.0.0.1:port=9989", 9989),
+        (0, None),
+        ("tcp:0", None),
+        ("unix:/run/b.sock", None),
+        ("", None),
+    ],
+)
+def test_master_port(portstr: str | int, port: int | None) -> None:
+    """The port is found in what Buildbot takes for one; none is made up."""
+    assert master_port(portstr) == port

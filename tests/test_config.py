@@ -1,0 +1,96 @@
+"""The values that a person writes in master.cfg."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from latentvirt.config import Connection, Size, mebibytes
+from latentvirt.errors import ConfigError
+
+
+@pytest.mark.parametrize(
+    ("given", "mib"),
+    [
+        (512, 512),
+        ("512", 512),
+        ("4 GiB", 4096),
+        ("1.5G", 1536),
+        ("2gb", 2048),
+        ("1 TiB", 1024**2),
+        ("0.1 M", 1),
+    ],
+)
+def test_amounts(given: int | str, mib: int) -> None:
+    """Amounts are MiB, or have the units that libvirt's and QEMU's tools know; parts are rounded up."""
+    assert mebibytes(given, "memory") == mib
+
+
+@pytest.mark.parametrize("given", [0, -1, "", "lots", "4 KiB", "1e3", True, None, "4 GiB 2", "GiB"])
+def test_what_is_no_amount(given: Any) -> None:
+    """What is no positive amount is refused, with the argument's name and how to write it."""
+    with pytest.raises(ConfigError, match=r"memory=.* is not an amount.*'4 GiB'"):
+        mebibytes(given, "memory")
+
+
+def test_a_size_is_read() -> None:
+    """A size takes numbers and words alike, and compares by what they mean."""
+    assert Size(memory="2 GiB", vcpus=2, disk="10 GiB") == Size(memory=2048, vcpus=2, disk=10240)
+    assert Size().disk is None
+
+
+@pytest.mark.parametrize("vcpus", [0, -1, True, "2", 1.5])
+def test_what_is_no_number_of_processors(vcpus: Any) -> None:
+    """A VM has at least one processor, and a whole number of them."""
+    with pytest.raises(ConfigError, match="vcpus="):
+        Size(vcpus=vcpus)
+
+
+@pytest.mark.parametrize(
+    "uri",
+    [
+        "qemu:///system",
+        "qemu:///session",
+        "qemu:///embed?root=/x",
+        "qemu+ssh://root@127.0.0.1:2222/system?keyfile=/k&no_tty=1",
+        "qemu+unix:///system?socket=/s",
+        "test:///default",
+        "an-alias.of_mine",
+    ],
+)
+def test_good_uris(uri: str) -> None:
+    """What libvirt takes, and aliases of libvirt.conf, are accepted as they are."""
+    assert Connection(uri).uri == uri
+
+
+@pytest.mark.parametrize(
+    "uri", ["", " ", None, 3, "/var/lib/x", "qemu:/system", "qemu://h:port/", "http//x", "a b"]
+)
+def test_bad_uris(uri: Any) -> None:
+    """What cannot be a URI is refused with an example of one."""
+    with pytest.raises(ConfigError, match="qemu:///"):
+        Connection(uri)
+
+
+@pytest.mark.parametrize("slots", [0, -1, True, "2", 1.5])
+def test_bad_slots(slots: Any) -> None:
+    """A limit is at least one VM."""
+    with pytest.raises(ConfigError, match="slots="):
+        Connection("qemu:///system", slots=slots)
+
+
+@pytest.mark.parametrize(
+    ("uri", "local", "embed"),
+    [
+        ("qemu:///system", True, False),
+        ("qemu:///embed?root=/x", True, True),
+        ("qemu+ssh://h/system", False, False),
+        ("qemu://h/embed", False, False),
+        ("alias", False, False),
+    ],
+)
+def test_where_a_host_is(uri: str, local: bool, embed: bool) -> None:
+    """A host counts as local only if that is sure."""
+    connection = Connection(uri)
+    assert (connection.is_local, connection.is_embed) == (local, embed)
