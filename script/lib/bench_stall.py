@@ -1,11 +1,11 @@
 """How late the reactor gets while 50 workers start on a host whose every call takes 200 ms.
 
-Fifty real workers of latentvirt are driven through ``start_instance`` and ``stop_instance`` on the fake libvirt.
-Of Buildbot's master only what the worker and its hub call is there, so that what is measured is latentvirt's
-own work.
+Fifty real workers of latentvirt are driven through ``start_instance`` and ``stop_instance`` on the fake
+libvirt. Of Buildbot's master only what the worker and its hub call is there, so that what is measured is
+latentvirt's own work.
 
-The peer is the same load without latentvirt: as many threads as latentvirt uses on that host do as many sleeps
-of the same length as its round has made libvirt calls, and each hands one result to the reactor. Rounds of the
+The peer is the same load without latentvirt: as many threads as latentvirt uses on that host do as many
+sleeps of the same length as its round has made libvirt calls, and each hands one result to the reactor. Rounds of the
 two alternate in one process, since machines are noisy.
 """
 

@@ -280,9 +280,12 @@ def run(stage: Stage, console: Console, serving: bool) -> tuple[list[Outcome], l
         with console.status("starting the master"), ignoring_interrupts():
             master.start()
         console.print(f"master up, on qemu:///embed?root={stage.embed}", highlight=False)
-        outcomes = [watch_build(stage, master, console, number) for number in range(1, BUILDS + 1)]
+        for number in range(1, BUILDS + 1):
+            outcomes.append(watch_build(stage, master, console, number))
+            if not outcomes[-1].good:
+                break
         show(console, outcomes)
-        if serving:
+        if serving and outcomes[-1].good:
             serve(master, console)
     finally:
         with ignoring_interrupts():
