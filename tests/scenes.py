@@ -136,6 +136,15 @@ class Stage:
         assert self.domains() == sorted(foreign)
         assert self.files() == []
 
+    def clear(self) -> None:
+        """Remove whatever a test has left, so that the next one starts on a clean stage."""
+        self.libvirtd.clear()
+        for pool in self.libvirtd.virsh("pool-list", "--all", "--name").split():
+            self.libvirtd.virsh("pool-destroy", pool)
+        for place in (self.images, self.small):
+            for left in place.glob("latentvirt-*"):
+                shutil.rmtree(left)
+
     def assert_all_gone(self) -> None:
         """Check that after the master's end not even its directory and its pool are left."""
         assert [*self.images.glob("latentvirt-*"), *self.small.glob("latentvirt-*")] == []

@@ -29,7 +29,7 @@ def stage() -> Iterator[Stage]:
 @pytest.fixture(autouse=True)
 def cleared(stage: Stage) -> Iterator[None]:
     yield
-    stage.libvirtd.clear()
+    stage.clear()
 
 
 def worker(arguments: str, *commands: str, more: str = "") -> str:

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 import scenes
 from masters import EXCEPTION, RETRY, SUCCESS, Master
-from scenes import Stage, fast_domain, running
+from scenes import Fingerprint, Stage, fast_domain, running
 
 pytestmark = [pytest.mark.libvirt, pytest.mark.guest]
 
@@ -29,8 +29,7 @@ def stage() -> Iterator[Stage]:
 @pytest.fixture(autouse=True)
 def cleared(stage: Stage) -> Iterator[None]:
     yield
-    stage.libvirtd.cont()
-    stage.libvirtd.clear()
+    stage.clear()
 
 
 def worker(arguments: str, name: str, *commands: str, more: str = "") -> str:
@@ -197,6 +196,21 @@ def test_missing_base_image_is_said_and_final(stage: Stage, tmp_path: Path) -> N
         assert master.finished(request, 30)["results"] == EXCEPTION
         assert "no_such_image is not there" in _progress(master, request)
     stage.assert_all_gone()
+
+
+def test_base_image_that_qemu_cannot_read_is_said_with_its_mode(tmp_path: Path) -> None:
+    """Where QEMU's own user may not read the base image, the build says which part of its path is closed."""
+    with scenes.stage(user="libvirt-qemu", blank=True) as stage:
+        stage.base.chmod(0o600)
+        before = Fingerprint.of(stage.base)
+        config = worker(stage.given("minion1", stage.images, stage.busybox), "b")
+        with running(tmp_path / "master", config) as master:
+            request = master.force("b")
+            assert master.finished(request, 40)["results"] == EXCEPTION
+            assert f"{stage.base} (owner 0:0 mode 0600) cannot be read" in _progress(master, request)
+        stage.assert_nothing_left()
+        stage.assert_all_gone()
+        assert Fingerprint.of(stage.base) == before
 
 
 def test_foreign_domain_of_our_name_is_left_alone(stage: Stage, tmp_path: Path) -> None:
