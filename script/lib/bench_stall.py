@@ -5,8 +5,8 @@ libvirt. Of Buildbot's master only what the worker and its hub call is there, so
 latentvirt's own work.
 
 The peer is the same load without latentvirt: as many threads as latentvirt uses on that host do as many
-sleeps of the same length as its round has made libvirt calls, and each hands one result to the reactor. Rounds of the
-two alternate in one process, since machines are noisy.
+sleeps of the same length as its round has made libvirt calls, and each hands one result to the reactor.
+Rounds of the two alternate in one process, since machines are noisy.
 """
 
 from __future__ import annotations

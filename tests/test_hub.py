@@ -1,0 +1,174 @@
+"""Places, health and tries, which outlive a worker's configuration."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import pytest
+
+from latentvirt.config import Connection
+from latentvirt.errors import HostError
+from latentvirt.master.hub import (
+    FIRST_REST_S,
+    REMEMBERED_BUILDS,
+    RESERVATION_S,
+    HostRecord,
+)
+from latentvirt.names import FileName, new_start
+from reactorthread import on_reactor, run
+from stagemaster import Clock, StageMaster, close_stage, open_stage
+
+HERE = Connection("qemu:///system", slots=2)
+
+
+@pytest.fixture
+def clock() -> Clock:
+    """Time that stands still."""
+    return Clock()
+
+
+@pytest.fixture
+def master(clock: Clock) -> Iterator[StageMaster]:
+    """A master with a hub."""
+    opened = open_stage(clock)
+    yield opened
+    close_stage(opened)
+
+
+@pytest.fixture
+def record(master: StageMaster) -> HostRecord:
+    """What the hub knows of a host with two places."""
+    return on_reactor(lambda: master.hub.record(HERE))
+
+
+def _reserve(master: StageMaster, record: HostRecord, *workers: str) -> list[bool]:
+    return on_reactor(lambda: [master.hub.reserve(record, worker) for worker in workers])
+
+
+def test_a_full_host_says_no(master: StageMaster, record: HostRecord) -> None:
+    """No more workers are promised a place than there are; who has a promise keeps it."""
+    assert _reserve(master, record, "a", "b", "c", "a") == [True, True, False, True]
+    ownership = on_reactor(lambda: master.hub.begin(record, "a", None))
+    assert _reserve(master, record, "c", "b") == [False, True]
+    wakes = master.wakes
+    on_reactor(lambda: master.hub.end(record, ownership))
+    assert master.wakes == wakes + 1
+    assert _reserve(master, record, "c") == [True]
+
+
+def test_a_promise_expires(master: StageMaster, record: HostRecord, clock: Clock) -> None:
+    """A promise that no start follows is taken back, and those who wait are woken."""
+    assert _reserve(master, record, "a", "b") == [True, True]
+    on_reactor(lambda: clock.advance(RESERVATION_S - 1))
+    assert _reserve(master, record, "b", "c") == [True, False]
+    wakes = master.wakes
+    on_reactor(lambda: clock.advance(1))
+    assert master.wakes == wakes + 1
+    assert _reserve(master, record, "c") == [True]
+    assert sorted(record.reserved) == ["b", "c"]
+
+
+def test_without_a_limit_there_is_always_room(master: StageMaster) -> None:
+    """A host without slots takes all."""
+    record = on_reactor(lambda: master.hub.record(Connection("qemu:///session")))
+    assert _reserve(master, record, *(f"w{number}" for number in range(50))) == [True] * 50
+
+
+def test_slots_are_numbered_from_the_first_free(master: StageMaster, record: HostRecord) -> None:
+    """Generated domains take the lowest free place; named ones take none of the numbers."""
+    hub = master.hub
+    first, second, named, third = (
+        on_reactor(lambda slot=slot: hub.begin(record, "w", slot))  # type: ignore[misc]
+        for slot in (None, None, "minion1-1a2b3c4d", None)
+    )
+    assert [held.slot for held in (first, second, named, third)] == [
+        "slot1",
+        "slot2",
+        "minion1-1a2b3c4d",
+        "slot3",
+    ]
+    on_reactor(lambda: hub.end(record, second))
+    assert on_reactor(lambda: hub.begin(record, "w", None)).slot == "slot2"
+
+
+def test_a_changed_limit_holds_at_once(master: StageMaster, record: HostRecord) -> None:
+    """A reconfig that changes a host's slots keeps its connection and its VMs."""
+    on_reactor(lambda: master.hub.begin(record, "a", None))
+    assert on_reactor(lambda: master.hub.record(Connection(HERE.uri, slots=1))) is record
+    assert _reserve(master, record, "b") == [False]
+
+
+def test_tries_are_counted_per_request(master: StageMaster) -> None:
+    """Each build request has a count of its own, and only so many are remembered."""
+    hub = master.hub
+    assert [hub.count_try(request) for request in (1, 1, 2, 1)] == [1, 2, 1, 3]
+    for request in range(10, 10 + REMEMBERED_BUILDS):
+        hub.count_try(request)
+    assert hub.count_try(1) == 1
+
+
+def test_a_host_that_failed_rests_and_is_tried(master: StageMaster, record: HostRecord, clock: Clock) -> None:
+    """A host that failed says no, longer each time, and wakes the queue once it answers again."""
+    host = master.fake.inspector
+    host.reachable = False
+    on_reactor(lambda: master.hub.failed(record, HostError("gone", host=HERE.uri)))
+    assert _reserve(master, record, "a") == [False]
+    on_reactor(lambda: clock.advance(FIRST_REST_S))
+    while record.rest_s < 4 * FIRST_REST_S:
+        run(_nothing())
+    assert _reserve(master, record, "a") == [False]
+    host.reachable = True
+    on_reactor(lambda: clock.advance(FIRST_REST_S))
+    assert host.trouble.calls.count("open") == 1
+    wakes = master.wakes
+    on_reactor(lambda: clock.advance(FIRST_REST_S))
+    while record.resting is not None:
+        run(_nothing())
+    assert master.wakes == wakes + 1
+    assert _reserve(master, record, "a") == [True]
+    on_reactor(lambda: master.hub.worked(record))
+    assert record.rest_s == FIRST_REST_S
+
+
+async def _nothing() -> None:
+    pass
+
+
+def test_what_an_earlier_process_left_is_swept_at_start(master: StageMaster) -> None:
+    """When a worker announces its host, leftovers of this owner go, those of living starts stay."""
+    hub, host = master.hub, master.fake.inspector
+    folder = f"/images/latentvirt-{hub.owner}"
+    record = on_reactor(lambda: hub.record(Connection("qemu:///session")))
+    living = on_reactor(lambda: hub.begin(record, "w", None))
+    dead = str(FileName("slot1", new_start(), "overlay", "vda"))
+    host.add_file(f"{folder}/{dead}")
+    alive = FileName("slot1", living.start, "overlay", "vda")
+    master.fake.inspect("qemu:///session").add_file(f"{folder}/{alive}")
+    run(hub.expect(HERE, "/images"))
+    while hub._background:
+        run(_nothing())
+    assert dead not in host.listing(folder)
+    assert [name for name in host.listing(folder) if not name.startswith("lease.")] == []
+    assert host.listing(folder) != []
+
+
+def test_folders_are_remembered_across_processes(master: StageMaster) -> None:
+    """A folder that only renderables named is swept by the next process, too."""
+    record = on_reactor(lambda: master.hub.record(HERE))
+    run(master.hub.storage(record, "/rendered"))
+    assert master.db.state.values["places"] == [(HERE.uri, "/rendered")]
+
+
+def test_a_stopping_master_tidies_up_and_waits_for_no_dead_host(clock: Clock) -> None:
+    """At the master's end an empty directory goes, and a mute host costs nothing."""
+    master = open_stage(clock)
+    record = on_reactor(lambda: master.hub.record(HERE))
+    storage = run(master.hub.storage(record, "/images"))
+    while master.hub._background:
+        run(_nothing())
+    assert storage.directory in master.fake.inspector.folders
+    mute = on_reactor(lambda: master.hub.record(Connection("qemu:///session")))
+    hang = master.fake.inspect(mute.host.uri).trouble.hang("open")
+    close_stage(master)
+    assert storage.directory not in master.fake.inspector.folders
+    hang.release()

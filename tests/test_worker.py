@@ -1,0 +1,222 @@
+"""The worker class against Buildbot's contract, on a fake host."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+import libvirt
+import pytest
+from buildbot.interfaces import LatentWorkerCannotSubstantiate, LatentWorkerFailedToSubstantiate
+from twisted.internet import defer
+
+from latentvirt.config import Connection
+from latentvirt.master.hub import TRIES_OF_A_BUILD
+from latentvirt.master.worker import LibVirtWorker
+from latentvirt.testing import FakeGuest
+from reactorthread import on_reactor, run
+from stagemaster import Build, StageMaster, close_stage, open_stage
+
+URI = "qemu+ssh://vmhost/system"
+BASE = "/images/base.qcow2"
+
+
+@pytest.fixture
+def master() -> Iterator[StageMaster]:
+    """A master on a fake host with a base image."""
+    opened = open_stage()
+    opened.fake.inspect(URI).add_file(BASE)
+    yield opened
+    close_stage(opened)
+
+
+@pytest.fixture
+def worker(master: StageMaster) -> LibVirtWorker:
+    """A worker whose VMs are generated."""
+    return _worker(master, "minion1")
+
+
+def _worker(master: StageMaster, name: str, password: str | None = "static", **kwargs: Any) -> LibVirtWorker:
+    arguments = {"uri": URI, "base_image": BASE, "size": {"memory": 64}, **kwargs}
+    return on_reactor(lambda: master.worker(name, password, **arguments))
+
+
+def _start(worker: LibVirtWorker, build: Build | None = None) -> bool:
+    async def go() -> bool:
+        return bool(await worker.start_instance(build or Build()))
+
+    return run(go())
+
+
+def _stop(worker: LibVirtWorker) -> None:
+    async def go() -> None:
+        await worker.stop_instance()
+
+    run(go())
+
+
+def _settle(master: StageMaster) -> None:
+    async def nothing() -> None:
+        pass
+
+    while master.hub._background:
+        run(nothing())
+
+
+def _left(master: StageMaster) -> tuple[list[str], list[str]]:
+    host = master.fake.inspect(URI)
+    files = host.listing(f"/images/latentvirt-{master.hub.owner}")
+    return host.running(), [name for name in files if not name.startswith("lease.")]
+
+
+def _good(worker: LibVirtWorker) -> str:
+    return str(on_reactor(lambda: worker._gate.getRenderingFor(None)))
+
+
+def test_a_start_and_a_stop(master: StageMaster, worker: LibVirtWorker) -> None:
+    """A start runs a VM of this owner; a stop leaves nothing; both go twice."""
+    for _ in range(2):
+        assert _start(worker)
+        assert _left(master)[0] == [f"latentvirt-{master.hub.owner}-slot1"]
+        assert on_reactor(worker.check_instance) == (True, "")
+        _stop(worker)
+        _stop(worker)
+        assert _left(master) == ([], [])
+
+
+def test_a_stop_without_a_start(worker: LibVirtWorker) -> None:
+    """Buildbot stops workers that it never started."""
+    _stop(worker)
+
+
+def test_the_gate(master: StageMaster, worker: LibVirtWorker) -> None:
+    """Nobody gets in before a start, then the static password, then the one-time one alone, then nobody."""
+    guest = FakeGuest()
+    master.fake.inspect(URI).guests = lambda domain: guest
+    assert _good(worker) != "static"
+    assert _good(worker) != _good(worker)
+    _start(worker)
+    assert _good(worker) == "static"
+    guest.says_ready = True
+    guest.on_boot()
+    while guest.identity is None:
+        on_reactor(lambda: None)
+    assert _good(worker) == guest.identity["password"] != "static"
+    _stop(worker)
+    assert _good(worker) not in ("static", guest.identity["password"])
+
+
+def test_without_a_password_only_the_one_time_one_is_good(master: StageMaster) -> None:
+    """A worker without a static password lets nobody in before its guest was told who it is."""
+    worker = _worker(master, "minion2", None)
+    _start(worker)
+    assert _good(worker) != _good(worker)
+    _stop(worker)
+
+
+def test_a_hosts_fault_is_tried_again_and_no_quarantine(master: StageMaster, worker: LibVirtWorker) -> None:
+    """A refusal by libvirt retries the build, rests the host, and leaves the worker out of quarantine."""
+    master.fake.inspect(URI).trouble.fail_next("createXML", libvirt.VIR_ERR_OPERATION_FAILED)
+    with pytest.raises(LatentWorkerFailedToSubstantiate, match="could not create the domain"):
+        _start(worker)
+    _stop(worker)
+    on_reactor(worker.putInQuarantine)
+    assert worker.quarantine_timer is None
+    _settle(master)
+    assert _left(master) == ([], [])
+    assert "could not create the domain" in master.data.updates.text
+
+
+def test_a_configurations_fault_is_final(master: StageMaster) -> None:
+    """A base image that is not there ends the build for good, and is no reason for quarantine."""
+    worker = _worker(master, "minion3", base_image="/images/missing.qcow2")
+    with pytest.raises(LatentWorkerCannotSubstantiate, match=r"missing\.qcow2 is not there"):
+        _start(worker)
+    _stop(worker)
+    on_reactor(worker.putInQuarantine)
+    assert worker.quarantine_timer is None
+
+
+def test_a_guests_fault_is_quarantined(master: StageMaster, worker: LibVirtWorker) -> None:
+    """A guest that powers itself off before it attaches is its worker's fault, and check_instance says so."""
+    _start(worker)
+    domain = master.fake.inspect(URI).domain(f"latentvirt-{master.hub.owner}-slot1")
+    assert domain is not None
+    domain.power_off()
+    while on_reactor(worker.check_instance)[0]:
+        pass
+    good, why = on_reactor(worker.check_instance)
+    assert not good
+    assert "powered itself off" in why
+    _stop(worker)
+    on_reactor(worker.putInQuarantine)
+    assert worker.quarantine_timer is not None
+    on_reactor(worker.quarantine_timer.cancel)
+
+
+def test_a_build_is_tried_so_often_and_no_more(master: StageMaster, worker: LibVirtWorker) -> None:
+    """A build whose VM never comes up ends after five tries; another build is not concerned."""
+    trouble = master.fake.inspect(URI).trouble
+    for _ in range(TRIES_OF_A_BUILD):
+        trouble.fail_next("createXML", libvirt.VIR_ERR_OPERATION_FAILED)
+        with pytest.raises(LatentWorkerFailedToSubstantiate):
+            _start(worker, Build(7))
+        _stop(worker)
+        _settle(master)
+    with pytest.raises(LatentWorkerCannotSubstantiate, match="5 times"):
+        _start(worker, Build(7))
+    _stop(worker)
+    assert _start(worker, Build(8))
+    _stop(worker)
+
+
+def test_a_cancelled_start_returns_soon_and_is_undone(master: StageMaster, worker: LibVirtWorker) -> None:
+    """A start that is called off while libvirt hangs returns, and what it made goes once libvirt answers."""
+    hang = master.fake.inspect(URI).trouble.hang("createXML")
+    starting = on_reactor(lambda: defer.ensureDeferred(worker.start_instance(Build())))
+    assert hang.entered.acquire(timeout=60)
+    on_reactor(worker._cancel_start)
+
+    async def outcome() -> None:
+        await starting
+
+    with pytest.raises(LatentWorkerFailedToSubstantiate, match="cancelled"):
+        run(outcome())
+    hang.release()
+    _stop(worker)
+    _settle(master)
+    assert _left(master) == ([], [])
+
+
+def test_compatible_only_where_there_is_room(master: StageMaster) -> None:
+    """A worker says no to a build as long as its host is full."""
+    connection = Connection(URI, slots=1)
+    first, second = (
+        _worker(master, name, uri=None, connection=connection) for name in ("minion1", "minion2")
+    )
+
+    async def compatible(worker: LibVirtWorker) -> bool:
+        return bool(await worker.isCompatibleWithBuild(Build()))
+
+    assert run(compatible(first))
+    assert not run(compatible(second))
+    _start(first)
+    assert not run(compatible(second))
+    _stop(first)
+    assert run(compatible(second))
+
+
+def test_the_page_tells_the_start(master: StageMaster, worker: LibVirtWorker) -> None:
+    """The build's page shows the steps of the start and the guest's console."""
+    _start(worker)
+    while "booting" not in worker._run.machine._log.tail(9):  # type: ignore[union-attr]
+        on_reactor(lambda: None)
+    _stop(worker)
+
+    async def written() -> str:
+        return str(master.data.updates.text)
+
+    while "booting" not in run(written()):
+        pass
+    assert "hoverlay: " in run(written())
+    assert "static" not in run(written())
