@@ -2,46 +2,27 @@
 
 from __future__ import annotations
 
-import errno
-import posixpath
 from collections.abc import Callable
 from typing import Any, TypeVar
-from xml.sax.saxutils import escape
 
-import attrs
 import libvirt
-from lxml import etree
 
-from latentvirt.capabilities import HostCapabilities, read_capabilities
+from latentvirt.capabilities import HostCapabilities
 from latentvirt.config import Connection
-from latentvirt.domainxml import ownership_of_mark
 from latentvirt.errors import HostError, LatentvirtError, NotFound
+from latentvirt.host import domains, storage
 from latentvirt.host.codes import GONE, news_from_state
 from latentvirt.host.driver import Driver, LibvirtDriver
 from latentvirt.host.link import Deadlines, Link, Watch
+from latentvirt.host.probe import probe
 from latentvirt.host.streams import ByteStream
-from latentvirt.host.views import DomainNews, DomainView, ImageView
-from latentvirt.names import METADATA_NAMESPACE, Ownership
+from latentvirt.host.views import Created, DomainNews, DomainView, ImageView
+from latentvirt.host.xmlread import read
+from latentvirt.names import Ownership
 
 T = TypeVar("T")
 
-DIRECTORY_MODE = "0711"
-"""QEMU's user must pass through our directory, and nobody needs to list it."""
-
 WRITE_TRIES = 100
-
-
-@attrs.frozen
-class Created:
-    """A domain that was created, paused.
-
-    Args:
-        uuid: its UUID.
-        xml: its live XML, as libvirt made it, secrets included.
-    """
-
-    uuid: str
-    xml: str = attrs.field(repr=False)
 
 
 class Host:
@@ -109,7 +90,7 @@ class Host:
         """Read what the host can run; asked once per host, since probing QEMU is slow."""
         if self._capabilities is None:
             self._capabilities = await self._call(
-                "read the host's capabilities", _read_capabilities, deadline_s=self._deadlines.create
+                "read the host's capabilities", probe, deadline_s=self._deadlines.create
             )
         return self._capabilities
 
@@ -119,7 +100,7 @@ class Host:
         """Look for a domain by name; None if there is none."""
         try:
             return await self._call(
-                "look for the domain", lambda c: _view(c.lookupByName(name)), domain=name
+                "look for the domain", lambda c: domains.view(c.lookupByName(name)), domain=name
             )
         except NotFound:
             return None
@@ -128,7 +109,7 @@ class Host:
         """List all domains, running or not."""
         return await self._call(
             "list the domains",
-            lambda c: [view for view in map(_view_if_there, c.listAllDomains(0)) if view is not None],
+            lambda c: [view for view in map(domains.view_if_there, c.listAllDomains(0)) if view is not None],
             deadline_s=self._deadlines.create,
         )
 
@@ -159,9 +140,9 @@ class Host:
             return connection.createXML(xml, flags)
 
         domain = await self._call(
-            "create the domain", create, deadline_s=self._deadlines.create, domain=name, late=_destroy
+            "create the domain", create, deadline_s=self._deadlines.create, domain=name, late=domains.destroy
         )
-        return await self._call("read the domain back", lambda _: _read_back(domain), domain=name)
+        return await self._call("read the domain back", lambda _: domains.read_back(domain), domain=name)
 
     async def resume(self, uuid: str) -> None:
         """Let a paused domain run."""
@@ -189,8 +170,8 @@ class Host:
                 if error.get_error_code() == libvirt.VIR_ERR_NO_DOMAIN:
                     return
                 raise
-            if only is None or _ownership(domain) == only:
-                _destroy(domain)
+            if only is None or domains.ownership(domain) == only:
+                domains.destroy(domain)
 
         await self._call("destroy the domain", end, deadline_s=deadline_s or self._deadlines.create)
 
@@ -286,60 +267,23 @@ class Host:
 
     async def ensure_pool(self, name: str, path: str) -> None:
         """See to a directory and the active pool over it."""
-        xml = (
-            f"<pool type='dir'><name>{escape(name)}</name><target><path>{escape(path)}</path>"
-            f"<permissions><mode>{DIRECTORY_MODE}</mode></permissions></target></pool>"
+        await self._call(
+            f"make the storage pool over {path}",
+            lambda c: storage.ensure_pool(c, name, path),
+            deadline_s=self._deadlines.storage,
         )
-
-        def ensure(connection: Any) -> None:
-            try:
-                pool = connection.storagePoolLookupByName(name)
-            except libvirt.libvirtError as error:
-                if error.get_error_code() != libvirt.VIR_ERR_NO_STORAGE_POOL:
-                    raise
-                try:
-                    connection.storagePoolCreateXML(xml, libvirt.VIR_STORAGE_POOL_CREATE_WITH_BUILD)
-                except libvirt.libvirtError:
-                    # Another start made it meanwhile: libvirt has no code of its own for that, so look again.
-                    if not connection.storagePoolLookupByName(name).isActive():
-                        raise
-                return
-            if not pool.isActive():
-                pool.create(libvirt.VIR_STORAGE_POOL_CREATE_WITH_BUILD)
-
-        await self._call(f"make the storage pool over {path}", ensure, deadline_s=self._deadlines.storage)
 
     async def pools(self) -> dict[str, str]:
         """List the active pools: name to directory."""
-
-        def look(connection: Any) -> dict[str, str]:
-            found = {}
-            for pool in connection.listAllStoragePools(libvirt.VIR_CONNECT_LIST_STORAGE_POOLS_ACTIVE):
-                found[str(pool.name())] = _text(pool.XMLDesc(0), "target/path") or ""
-            return found
-
-        return await self._call("list the storage pools", look)
+        return await self._call("list the storage pools", storage.list_pools)
 
     async def remove_pool(self, name: str) -> None:
         """Remove a pool and its directory, if that is empty; one that is not there is done already."""
-
-        def remove(connection: Any) -> None:
-            try:
-                pool = connection.storagePoolLookupByName(name)
-            except libvirt.libvirtError as error:
-                if error.get_error_code() == libvirt.VIR_ERR_NO_STORAGE_POOL:
-                    return
-                raise
-            # Only a defined pool outlives its end, and only one that has ended can delete its directory.
-            pool = connection.storagePoolDefineXML(pool.XMLDesc(libvirt.VIR_STORAGE_XML_INACTIVE), 0)
-            if pool.isActive():
-                pool.destroy()
-            try:
-                pool.delete(libvirt.VIR_STORAGE_POOL_DELETE_NORMAL)
-            finally:
-                pool.undefine()
-
-        await self._call(f"remove the storage pool {name}", remove, deadline_s=self._deadlines.storage)
+        await self._call(
+            f"remove the storage pool {name}",
+            lambda c: storage.remove_pool(c, name),
+            deadline_s=self._deadlines.storage,
+        )
 
     async def create_volume(self, pool: str, xml: str) -> str:
         """Create a volume.
@@ -361,33 +305,17 @@ class Host:
 
         While a volume is being made libvirt does not look there; then it is what libvirt knows of.
         """
-
-        def look(connection: Any) -> list[str]:
-            found = connection.storagePoolLookupByName(pool)
-            try:
-                found.refresh(0)
-            except libvirt.libvirtError as error:
-                # "has asynchronous jobs running" has no code of its own; if it is worse, the list fails, too.
-                if error.get_error_code() != libvirt.VIR_ERR_INTERNAL_ERROR:
-                    raise
-            return [str(name) for name in found.listVolumes()]
-
-        return await self._call("list the volumes", look, deadline_s=self._deadlines.storage)
+        return await self._call(
+            "list the volumes", lambda c: storage.list_volumes(c, pool), deadline_s=self._deadlines.storage
+        )
 
     async def delete_volume(self, pool: str, name: str) -> None:
         """Delete a volume; one that is not there is done already."""
-
-        def delete(connection: Any) -> None:
-            try:
-                connection.storagePoolLookupByName(pool).storageVolLookupByName(name).delete(0)
-            except libvirt.libvirtError as error:
-                if error.get_error_code() not in (
-                    libvirt.VIR_ERR_NO_STORAGE_VOL,
-                    libvirt.VIR_ERR_NO_STORAGE_POOL,
-                ):
-                    raise
-
-        await self._call(f"delete the volume {name}", delete, deadline_s=self._deadlines.storage)
+        await self._call(
+            f"delete the volume {name}",
+            lambda c: storage.delete_volume(c, pool, name),
+            deadline_s=self._deadlines.storage,
+        )
 
     async def volume_path(self, pool: str, name: str) -> str:
         """Say where a volume of the person's lies."""
@@ -410,7 +338,7 @@ class Host:
         """
         return await self._call(
             f"look at the image {path}",
-            lambda c: _look_at_image(c, path, probe_pool),
+            lambda c: storage.look_at_image(c, path, probe_pool),
             deadline_s=self._deadlines.storage,
         )
 
@@ -421,144 +349,7 @@ class Host:
 
         def look(connection: Any) -> str | None:
             xml = connection.networkLookupByName(name).XMLDesc(0)
-            found = etree.fromstring(xml, _PARSER).find("ip")
+            found = read(xml).find("ip")
             return None if found is None else found.get("address")
 
         return await self._call(f"look at the network {name}", look)
-
-
-_PARSER = etree.XMLParser(resolve_entities=False, no_network=True)
-
-
-def _text(xml: str, path: str) -> str | None:
-    return etree.fromstring(xml, _PARSER).findtext(path)
-
-
-def _view(domain: Any) -> DomainView:
-    ownership = _ownership(domain)
-    return DomainView(
-        name=str(domain.name()),
-        uuid=str(domain.UUIDString()),
-        # Asked last: a domain that ends meanwhile must not seem to run without a mark of ours.
-        active=bool(domain.isActive()),
-        persistent=bool(domain.isPersistent()),
-        ownership=ownership,
-    )
-
-
-def _view_if_there(domain: Any) -> DomainView | None:
-    try:
-        return _view(domain)
-    except libvirt.libvirtError as error:
-        if error.get_error_code() == libvirt.VIR_ERR_NO_DOMAIN:
-            return None  # it ended between the list and the look
-        raise
-
-
-def _ownership(domain: Any) -> Ownership | None:
-    try:
-        element = domain.metadata(
-            libvirt.VIR_DOMAIN_METADATA_ELEMENT, METADATA_NAMESPACE, libvirt.VIR_DOMAIN_AFFECT_LIVE
-        )
-    except libvirt.libvirtError:
-        return None  # it has none of ours, or ended while we looked
-    return ownership_of_mark(element)
-
-
-def _read_back(domain: Any) -> Created:
-    return Created(str(domain.UUIDString()), str(domain.XMLDesc(libvirt.VIR_DOMAIN_XML_SECURE)))
-
-
-def _destroy(domain: Any) -> None:
-    try:
-        domain.destroy()
-    except libvirt.libvirtError as error:
-        if error.get_error_code() == libvirt.VIR_ERR_NO_DOMAIN:
-            return
-        try:
-            active = bool(domain.isActive())
-        except libvirt.libvirtError:
-            active = False  # it went away by itself
-        if active:
-            raise
-
-
-def _read_capabilities(connection: Any) -> HostCapabilities:
-    capabilities = str(connection.getCapabilities())
-    arch = _text(capabilities, "host/cpu/arch")
-    try:
-        kvm = str(connection.getDomainCapabilities(None, arch, None, "kvm", 0))
-    except libvirt.libvirtError:
-        kvm = None
-    emulated = str(connection.getDomainCapabilities(None, arch, None, "qemu", 0))
-    return read_capabilities(
-        capabilities,
-        emulated,
-        kvm_domain_capabilities_xml=kvm,
-        host_cpu_features=_cpu_features(connection, capabilities),
-    )
-
-
-def _cpu_features(connection: Any, capabilities: str) -> frozenset[str]:
-    cpu = etree.fromstring(capabilities, _PARSER).find("host/cpu")
-    if cpu is None:
-        return frozenset()
-    described = etree.tostring(cpu, encoding="unicode")
-    try:
-        # A CPU model may imply vmx or svm without naming it; expanding names all.
-        described = str(connection.baselineCPU([described], libvirt.VIR_CONNECT_BASELINE_CPU_EXPAND_FEATURES))
-    except libvirt.libvirtError:
-        pass  # then what is named must do
-    found = etree.fromstring(described, _PARSER).iter("feature")
-    return frozenset(str(f.get("name")) for f in found if f.get("policy") != "disable")
-
-
-def _look_at_image(connection: Any, path: str, probe_pool: str) -> ImageView:
-    try:
-        return _image_view(connection.storageVolLookupByPath(path), path)
-    except libvirt.libvirtError as error:
-        if error.get_error_code() != libvirt.VIR_ERR_NO_STORAGE_VOL:
-            raise
-    folder, name = posixpath.split(path)
-    for pool in connection.listAllStoragePools(libvirt.VIR_CONNECT_LIST_STORAGE_POOLS_ACTIVE):
-        if _text(pool.XMLDesc(0), "target/path") == folder:
-            # Somebody's active pool has not seen the file yet; two pools on one folder would be worse.
-            pool.refresh(0)
-            return _image_view(pool.storageVolLookupByName(name), path)
-    xml = (
-        f"<pool type='dir'><name>{escape(probe_pool)}</name>"
-        f"<target><path>{escape(folder)}</path></target></pool>"
-    )
-    try:
-        pool = connection.storagePoolCreateXML(xml, 0)
-    except libvirt.libvirtError as error:
-        if error.get_error_code() == libvirt.VIR_ERR_SYSTEM_ERROR and error.get_int1() == errno.ENOENT:
-            code = error.get_error_code()
-            raise NotFound(f"could not look at the image {path}: {error}", code=code) from error
-        raise
-    try:
-        return _image_view(pool.storageVolLookupByName(name), path)
-    finally:
-        pool.destroy()
-
-
-def _image_view(volume: Any, path: str) -> ImageView:
-    root = etree.fromstring(volume.XMLDesc(0), _PARSER)
-    permissions = root.find("target/permissions")
-    owner = ""
-    if permissions is not None:
-        owner = "owner {}:{} mode {}".format(
-            *(permissions.findtext(part, "?") for part in ("owner", "group", "mode"))
-        )
-    found = root.find("target/format")
-    backing_format = root.find("backingStore/format")
-    return ImageView(
-        path=path,
-        format=str(found.get("type")) if found is not None else "raw",
-        capacity=int(root.findtext("capacity", "0")),
-        backing=root.findtext("backingStore/path"),
-        backing_format=backing_format.get("type") if backing_format is not None else None,
-        owner=owner,
-    )
-
-

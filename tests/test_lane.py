@@ -1,0 +1,184 @@
+"""Blocking calls with a deadline, on threads of our own."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+from twisted.internet import task
+from twisted.internet.defer import CancelledError, Deferred
+from twisted.python.failure import Failure
+
+from latentvirt.errors import HostTimeout, HostUnreachable
+from latentvirt.host.lane import Lane
+from reactorthread import Heard
+
+PATIENCE_S = 60
+
+
+class Reactor(task.Clock):
+    """A clock that stands still, and a line of calls from threads that the test takes up one by one."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._line = Heard[Callable[[], object]]()
+        self._taken = 0
+
+    def callFromThread(self, call: Callable[..., object], *args: Any) -> None:
+        """Put a call in line."""
+        self._line(lambda: call(*args))
+
+    def take_up(self, count: int = 1) -> None:
+        """Wait for so many calls from threads, and make them."""
+        for _ in range(count):
+            self._taken += 1
+            self._line.until(lambda calls: len(calls) >= self._taken)[self._taken - 1]()
+
+
+@pytest.fixture
+def reactor() -> Reactor:
+    """A reactor that does what the test says."""
+    return Reactor()
+
+
+def _outcome(done: Deferred[Any]) -> Heard[Any]:
+    heard: Heard[Any] = Heard()
+    done.addBoth(heard)
+    return heard
+
+
+def _fails_with(heard: Heard[Any], kind: type[Exception], words: str = "") -> bool:
+    (failure,) = heard.all
+    return isinstance(failure, Failure) and bool(failure.check(kind)) and words in str(failure.value)
+
+
+def test_a_call_returns_its_result(reactor: Reactor) -> None:
+    """A call runs on a daemon thread named after the host, and its result comes back."""
+    lane = Lane("the-host", reactor, 1)
+    heard = _outcome(lane.run("look", threading.current_thread, deadline_s=1))
+    reactor.take_up()
+    (thread,) = heard.all
+    assert thread.daemon
+    assert "the-host" in thread.name
+    assert reactor.getDelayedCalls() == []
+
+
+def test_a_call_raises_what_it_raises(reactor: Reactor) -> None:
+    """An exception of a call comes back as it is, SystemExit included, and the thread lives on."""
+    lane = Lane("h", reactor, 1)
+    for kind in (ValueError, SystemExit):
+
+        def fail(kind: type[BaseException] = kind) -> None:
+            raise kind("no")
+
+        heard = _outcome(lane.run("fail", fail, deadline_s=1))
+        reactor.take_up()
+        assert _fails_with(heard, kind)  # type: ignore[arg-type]
+    heard = _outcome(lane.run("work", lambda: 5, deadline_s=1))
+    reactor.take_up()
+    assert heard.all == [5]
+
+
+def test_no_more_run_at_a_time_than_there_are_places(reactor: Reactor) -> None:
+    """Calls beyond the places wait in line, and run in order."""
+    lane = Lane("h", reactor, 2)
+    gates = [threading.Event() for _ in range(4)]
+    begun: Heard[int] = Heard()
+
+    def work(number: int) -> int:
+        begun(number)
+        gates[number].wait(PATIENCE_S)
+        return number
+
+    outcomes = [_outcome(lane.run("w", lambda n=n: work(n), deadline_s=9)) for n in range(4)]  # type: ignore[misc]
+    begun.until(lambda numbers: len(numbers) == 2)
+    gates[1].set()
+    reactor.take_up()
+    begun.until(lambda numbers: len(numbers) == 3)
+    assert begun.all[2] == 2
+    for gate in gates:
+        gate.set()
+    reactor.take_up(3)
+    assert [heard.all for heard in outcomes] == [[0], [1], [2], [3]]
+
+
+def test_waiting_in_line_does_not_count_against_the_deadline(reactor: Reactor) -> None:
+    """A call's time begins when a thread takes it up."""
+    lane = Lane("h", reactor, 1)
+    gate = threading.Event()
+    first = _outcome(lane.run("first", lambda: gate.wait(PATIENCE_S), deadline_s=10))
+    second = _outcome(lane.run("second", lambda: 2, deadline_s=1))
+    reactor.advance(5)
+    gate.set()
+    reactor.take_up(2)
+    assert (first.all, second.all) == ([True], [2])
+
+
+def test_an_overdue_call_fails_and_its_result_is_undone(reactor: Reactor) -> None:
+    """A call that passes its deadline fails with the deadline's name; a late result is handed back."""
+    lane = Lane("h", reactor, 2)
+    gate = threading.Event()
+    undone: Heard[str] = Heard()
+
+    def create() -> str:
+        gate.wait(PATIENCE_S)
+        return "thing"
+
+    heard = _outcome(lane.run("create it", create, deadline_s=3, late=undone))
+    reactor.advance(3)
+    assert _fails_with(heard, HostTimeout, "did not answer within 3 s when asked to create it")
+    assert lane.overdue == 1
+    gate.set()
+    reactor.take_up()
+    assert undone.until(lambda things: bool(things)) == ["thing"]
+    reactor.take_up()
+    assert lane.overdue == 0
+
+
+def test_a_cancelled_calls_result_is_undone(reactor: Reactor) -> None:
+    """A call whose caller went away has its result handed back, too."""
+    lane = Lane("h", reactor, 1)
+    gate = threading.Event()
+    undone: Heard[bool] = Heard()
+    done = lane.run("create it", lambda: gate.wait(PATIENCE_S), deadline_s=3, late=undone)
+    heard = _outcome(done)
+    done.cancel()
+    assert _fails_with(heard, CancelledError)
+    gate.set()
+    reactor.take_up()
+    assert undone.until(lambda things: bool(things)) == [True]
+    reactor.take_up()
+    after = _outcome(lane.run("go on", lambda: 1, deadline_s=1))
+    reactor.take_up()
+    assert after.all == [1]
+
+
+def test_when_all_are_overdue_the_rest_fail_at_once(reactor: Reactor) -> None:
+    """Once every thread is stuck, those in line and those who come fail, until one thread is back."""
+    lane = Lane("h", reactor, 1)
+    gate = threading.Event()
+    stuck = _outcome(lane.run("stick", lambda: gate.wait(PATIENCE_S), deadline_s=1))
+    waiting = _outcome(lane.run("wait", lambda: 2, deadline_s=1))
+    reactor.advance(1)
+    coming = _outcome(lane.run("come", lambda: 3, deadline_s=1))
+    assert all(_fails_with(heard, HostTimeout) for heard in (stuck, waiting, coming))
+    gate.set()
+    reactor.take_up()
+    again = _outcome(lane.run("come", lambda: 4, deadline_s=1))
+    reactor.take_up()
+    assert again.all == [4]
+
+
+def test_those_in_line_can_be_told_that_the_host_is_gone(reactor: Reactor) -> None:
+    """When the connection breaks, calls that no thread has taken up fail at once; others go on."""
+    lane = Lane("h", reactor, 1)
+    gate = threading.Event()
+    running = _outcome(lane.run("run", lambda: gate.wait(PATIENCE_S), deadline_s=9))
+    waiting = _outcome(lane.run("wait", lambda: 2, deadline_s=9))
+    lane.fail_waiting(HostUnreachable("gone"))
+    assert _fails_with(waiting, HostUnreachable, "gone")
+    gate.set()
+    reactor.take_up()
+    assert running.all == [True]

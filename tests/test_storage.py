@@ -1,0 +1,106 @@
+"""Chains of images, and what keeps QEMU from reading one."""
+
+from __future__ import annotations
+
+import os
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from latentvirt.domainxml import Layer
+from latentvirt.errors import ImageError, NotFound
+from latentvirt.host import ImageView
+from latentvirt.storage import LONGEST_CHAIN, backing_chain, what_blocks
+from reactorthread import run
+
+
+class Images:
+    """A storage that has only images."""
+
+    def __init__(self, *images: ImageView) -> None:
+        self._images = {image.path: image for image in images}
+
+    async def image(self, path: str) -> ImageView:
+        """Look at one."""
+        if path not in self._images:
+            raise NotFound("no such volume")
+        return self._images[path]
+
+
+def _chain(images: Any, path: str, format: str | None = None) -> tuple[tuple[Layer, ...], int]:
+    return run(backing_chain(images, path, format, host="qemu:///system", role="base image"))
+
+
+def test_a_chain_is_followed_with_declared_formats() -> None:
+    """Each image counts as what the one above it says, or what it says itself; the size is the top's."""
+    images = Images(
+        ImageView(path="/top", format="qcow2", capacity=3, backing="/middle", backing_format="raw"),
+        ImageView(path="/middle", format="qcow2", capacity=2, backing="/bottom"),
+        ImageView(path="/bottom", format="raw", capacity=1),
+    )
+    layers, capacity = _chain(images, "/top")
+    assert layers == (Layer("/top", "qcow2"), Layer("/middle", "raw"), Layer("/bottom", "raw"))
+    assert capacity == 3
+
+
+def test_what_the_person_says_of_the_format_counts() -> None:
+    """A given format is believed more than the image's looks."""
+    images = Images(ImageView(path="/top", format="qcow2", capacity=3))
+    assert _chain(images, "/top", "raw")[0] == (Layer("/top", "raw"),)
+
+
+def test_a_missing_link_is_named() -> None:
+    """An image that a base image stands on and that is not there is named, with the one that needs it."""
+    images = Images(ImageView(path="/top", format="qcow2", capacity=3, backing="/gone"))
+    with pytest.raises(ImageError, match=r"base image /gone is not there \(it backs /top\).*check the path"):
+        _chain(images, "/top")
+
+
+def test_a_chain_without_end_is_noticed() -> None:
+    """Images that stand on each other are an error, not a loop."""
+    images = Images(
+        ImageView(path="/a", format="qcow2", capacity=3, backing="/b"),
+        ImageView(path="/b", format="qcow2", capacity=3, backing="/a"),
+    )
+    with pytest.raises(ImageError, match=f"stands on more than {LONGEST_CHAIN} images"):
+        _chain(images, "/a")
+
+
+@pytest.fixture
+def image() -> Iterator[Path]:
+    """An image that everybody can read, which nothing in pytest's own folders is."""
+    with tempfile.TemporaryDirectory(prefix="latentvirt-images-") as folder:
+        path = Path(folder) / "base.qcow2"
+        path.parent.chmod(0o755)
+        path.write_bytes(b"")
+        path.chmod(0o644)
+        yield path
+
+
+def test_a_readable_path_blocks_nobody(image: Path) -> None:
+    """Nothing is named where others can read all."""
+    assert what_blocks([str(image)]) is None
+
+
+def test_a_closed_folder_is_named(image: Path) -> None:
+    """The component that others cannot pass is named, with its owner and mode."""
+    image.parent.chmod(0o700)
+    said = what_blocks([str(image)]) or ""
+    assert said.startswith(f"{image.parent} (owner {os.getuid()}:{os.getgid()} mode 0700) cannot be passed")
+
+
+def test_a_closed_file_is_named(image: Path) -> None:
+    """A file that others cannot read is named, also if it is not the first."""
+    closed = image.parent / "closed"
+    closed.write_bytes(b"")
+    closed.chmod(0o640)
+    said = what_blocks([str(image), str(closed)]) or ""
+    assert said.startswith(f"{closed} (owner {os.getuid()}:{os.getgid()} mode 0640) cannot be read")
+
+
+def test_a_missing_file_is_named(image: Path) -> None:
+    """A path that ends early is named as far as it goes."""
+    assert what_blocks([f"{image.parent}/gone/x"]) == f"{image.parent}/gone: No such file or directory"
