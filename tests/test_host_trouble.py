@@ -240,3 +240,17 @@ def test_a_host_closed_while_it_opens_stays_closed(fake: FakeLibvirt, hosts: Any
     with pytest.raises(HostUnreachable):
         run(_outcome(opening))
     closed.until(lambda said: said == ["closed"])
+
+
+def test_capabilities_are_asked_for_once(fake: FakeLibvirt, hosts: Any) -> None:
+    """Starts that need a host's capabilities at the same moment ask once; a failure is not remembered."""
+    host = hosts()
+    trouble = fake.inspector.trouble
+    trouble.fail_next("getCapabilities", libvirt.VIR_ERR_OPERATION_FAILED)
+    hang = trouble.hang("getCapabilities")
+    waiting = [_began(host.capabilities()) for _ in range(5)]
+    hang.release()
+    with pytest.raises(HostError):
+        run(_outcome(waiting[0]))
+    assert {run(_outcome(one)).arch for one in waiting[1:]} == {"x86_64"}
+    assert trouble.calls.count("getCapabilities") == 2

@@ -6,6 +6,7 @@ from collections.abc import Callable
 from typing import Any, TypeVar
 
 import libvirt
+from twisted.internet import defer
 
 from latentvirt.capabilities import HostCapabilities
 from latentvirt.config import Connection
@@ -50,6 +51,7 @@ class Host:
         self._deadlines = deadlines or Deadlines()
         self._link = Link(connection.uri, reactor, driver or LibvirtDriver(), self._deadlines)
         self._capabilities: HostCapabilities | None = None
+        self._asking = defer.DeferredLock()
 
     @property
     def uri(self) -> str:
@@ -88,11 +90,15 @@ class Host:
 
     async def capabilities(self) -> HostCapabilities:
         """Read what the host can run; asked once per host, since probing QEMU is slow."""
-        if self._capabilities is None:
-            self._capabilities = await self._call(
-                "read the host's capabilities", probe, deadline_s=self._deadlines.create
-            )
-        return self._capabilities
+        await self._asking.acquire()
+        try:
+            if self._capabilities is None:
+                self._capabilities = await self._call(
+                    "read the host's capabilities", probe, deadline_s=self._deadlines.create
+                )
+            return self._capabilities
+        finally:
+            self._asking.release()
 
     # Domains
 
