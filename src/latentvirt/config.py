@@ -50,8 +50,12 @@ def mebibytes(value: int | str, what: str) -> int:
     return int(amount)
 
 
-def _amount(value: int | str | None, field: attrs.Attribute[int | None]) -> int | None:
-    return None if value is None else mebibytes(value, field.name)
+def _memory(value: int | str) -> int:
+    return mebibytes(value, "memory")
+
+
+def _disk(value: int | str | None) -> int | None:
+    return None if value is None else mebibytes(value, "disk")
 
 
 @attrs.frozen(kw_only=True)
@@ -64,13 +68,9 @@ class Size:
         disk: size of the system disk, as ``memory``; None leaves it as large as the base image.
     """
 
-    memory: int = attrs.field(
-        default=1024, converter=attrs.Converter(_amount, takes_field=True)  # type: ignore[call-overload]
-    )
+    memory: int = attrs.field(default=1024, converter=_memory)
     vcpus: int = attrs.field(default=1)
-    disk: int | None = attrs.field(
-        default=None, converter=attrs.Converter(_amount, takes_field=True)  # type: ignore[call-overload]
-    )
+    disk: int | None = attrs.field(default=None, converter=_disk)
 
     @vcpus.validator
     def _check_vcpus(self, _: object, value: object) -> None:
@@ -81,48 +81,60 @@ class Size:
 EMBED_SCHEME = "qemu"
 EMBED_PATH = "/embed"
 
+_ALIAS = re.compile(r"[A-Za-z0-9_.-]+")
+"""Whether there is such an alias only libvirt's own configuration knows."""
+
+
+def _is_uri(text: str) -> bool:
+    try:
+        parts = urlsplit(text)
+        port = parts.port
+    except ValueError:
+        return False
+    return (
+        re.fullmatch(r"[a-z0-9]+(\+[a-z0-9]+)?", parts.scheme) is not None
+        and text.startswith(f"{parts.scheme}://")
+        and port != 0
+    )
+
 
 @attrs.frozen
 class Connection:
     """Name a libvirt host.
 
+    What is wrong with it is told by `check`, not here: Buildbot shows what is raised while it reads master.cfg
+    with a traceback, and nobody could say which worker it concerns.
+
     Args:
         uri: libvirt's connection URI, or an alias from libvirt.conf's ``uri_aliases``.
         slots: how many VMs may run there at a time for this master; None for no limit of ours.
-
-    Raises:
-        ConfigError: the URI cannot be one, or slots is not a positive number.
     """
 
-    uri: str = attrs.field()
+    uri: str
     slots: int | None = attrs.field(default=None, kw_only=True)
 
-    @uri.validator
-    def _check_uri(self, _: object, value: object) -> None:
-        if not isinstance(value, str) or not value.strip():
+    def check(self) -> None:
+        """Check it as far as that goes without libvirt.
+
+        Raises:
+            ConfigError: the URI cannot be one, or slots is not a positive number.
+        """
+        uri: object = self.uri
+        slots: object = self.slots
+        if not isinstance(uri, str) or not uri.strip():
             raise ConfigError(
-                f"connection URI {value!r} is not a string",
+                f"connection URI {uri!r} is not a string",
                 remedy="write one such as 'qemu:///system' or 'qemu+ssh://user@host/system'",
             )
-        if ":" not in value and re.fullmatch(r"[A-Za-z0-9_.-]+", value):
-            return  # an alias; only libvirt's own configuration knows whether it exists
-        try:
-            parts = urlsplit(value)
-            readable = bool(parts.scheme) and value.startswith(f"{parts.scheme}://") and (parts.port or 1)
-        except ValueError:
-            readable = False
-        if not readable or not re.fullmatch(r"[a-z0-9]+(\+[a-z0-9]+)?", parts.scheme):
+        if not _ALIAS.fullmatch(uri) and not _is_uri(uri):
             raise ConfigError(
-                f"connection URI {value!r} cannot be read",
+                f"connection URI {uri!r} cannot be read",
                 remedy="write driver[+transport]://[user@][host][:port]/path, as in 'qemu:///session' or "
                 "'qemu+ssh://user@host/system'",
             )
-
-    @slots.validator
-    def _check_slots(self, _: object, value: object) -> None:
-        if value is not None and (not isinstance(value, int) or isinstance(value, bool) or value < 1):
+        if slots is not None and (not isinstance(slots, int) or isinstance(slots, bool) or slots < 1):
             raise ConfigError(
-                f"slots={value!r} is not a number of VMs", remedy="write 1 or more, or leave it out"
+                f"slots={slots!r} is not a number of VMs", remedy="write 1 or more, or leave it out"
             )
 
     @property

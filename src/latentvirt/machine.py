@@ -4,11 +4,10 @@ from __future__ import annotations
 
 import uuid as uuids
 from collections.abc import Awaitable, Callable
-from typing import Protocol, TypeVar
+from typing import Any, Protocol, TypeVar
 
 import attrs
 from twisted.internet import defer
-from twisted.internet.interfaces import IReactorTime
 
 from latentvirt import domainxml
 from latentvirt.console import ConsoleLog
@@ -72,7 +71,7 @@ class Machine:
         ownership: whose it is, and the place that it takes.
         listener: who hears of it.
         identify: says who the guest is to be, given the network of its domain and the host's address there.
-        clock: for durations and pauses.
+        clock: for durations and pauses (IReactorTime).
         now: seconds since the epoch.
         secrets: what must not be seen in the console's log.
     """
@@ -83,7 +82,7 @@ class Machine:
     ownership: Ownership
     listener: Listener
     identify: Callable[[domainxml.NetworkUse, str | None], Identity]
-    clock: IReactorTime
+    clock: Any
     now: Callable[[], float]
     secrets: tuple[str, ...] = ()
 
@@ -261,7 +260,7 @@ class Machine:
             if disk.system:
                 path, given, role = str(spec.base_image), spec.base_format, "base image"
             elif disk.source is not None:
-                # What libvirt takes an undeclared format for; a guest could make a raw disk look like another.
+                # libvirt takes an undeclared format for raw; a guest could make its disk look like another.
                 path, given = await self._path_of(disk.source), disk.source.format or "raw"
                 role = f"disk {disk.target}"
             else:
@@ -295,9 +294,7 @@ class Machine:
         assert storage is not None
         self._undo.append((f"delete {name}", lambda: storage.delete(str(name))))
 
-    def _rewritten(
-        self, xml: str, overlays: list[domainxml.Overlay], vars_path: str | None
-    ) -> str:
+    def _rewritten(self, xml: str, overlays: list[domainxml.Overlay], vars_path: str | None) -> str:
         # TPM state is kept by UUID: one that nobody had before has none, and libvirt removes it at the end.
         fresh_uuid = self.spec.kind == "xml" and domainxml.has_emulated_tpm(xml)
         self._uuid = str(uuids.uuid4()) if fresh_uuid else domainxml.domain_uuid(xml)
@@ -486,7 +483,7 @@ class Machine:
         self._ended.append(ended)
         try:
             await self.host.shut_down(uuid)
-            ended.addTimeout(seconds, self.clock)  # type: ignore[arg-type]
+            ended.addTimeout(seconds, self.clock)
             await ended
         except (LatentvirtError, defer.TimeoutError):
             pass  # it would not go by itself; then it is ended

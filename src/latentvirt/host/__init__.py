@@ -1,10 +1,10 @@
 """The only room that knows libvirt: threads, deadlines, error codes, events, streams."""
 
 from latentvirt.host.driver import Driver, LibvirtDriver
-from latentvirt.host.host import Created, Host
+from latentvirt.host.host import Host
 from latentvirt.host.link import Deadlines, Watch
 from latentvirt.host.streams import ByteStream
-from latentvirt.host.views import Condition, DomainNews, DomainView, ImageView
+from latentvirt.host.views import Condition, Created, DomainNews, DomainView, ImageView
 
 __all__ = [
     "ByteStream",

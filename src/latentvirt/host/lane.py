@@ -14,7 +14,6 @@ from typing import Any, Generic, TypeVar
 
 import attrs
 from twisted.internet import defer
-from twisted.internet.interfaces import IDelayedCall
 from twisted.python.failure import Failure
 
 from latentvirt.errors import HostTimeout
@@ -29,7 +28,7 @@ class _Job(Generic[T]):
     deadline_s: float
     done: defer.Deferred[T]
     late: Callable[[T], object] | None
-    timer: IDelayedCall | None = None
+    timer: Any = None
 
 
 @attrs.define(eq=False)

@@ -76,3 +76,16 @@ class ImageView:
     backing: str | None = None
     backing_format: str | None = None
     owner: str = ""
+
+
+@attrs.frozen
+class Created:
+    """A domain that was created, paused.
+
+    Args:
+        uuid: its UUID.
+        xml: its live XML, as libvirt made it, secrets included.
+    """
+
+    uuid: str
+    xml: str = attrs.field(repr=False)

@@ -154,15 +154,15 @@ def read_connection(connection: Any, uri: Any) -> Connection:
             "no connection was given",
             remedy="write Connection('qemu:///system') as the third argument, or uri=",
         )
-    if isinstance(given, Connection):
-        return given
-    given = getattr(given, "uri", given)  # Buildbot's own Connection has no more than that
-    if isinstance(given, str) and given.startswith("/"):
+    if not isinstance(given, Connection):
+        given = Connection(getattr(given, "uri", given))  # Buildbot's own Connection has no more than that
+    if isinstance(given.uri, str) and given.uri.startswith("/"):
         raise ConfigError(
-            f"the third argument is the connection, not the path {given!r}",
+            f"the third argument is the connection, not the path {given.uri!r}",
             remedy="put Connection('qemu:///system') before it, or name it hd_image=",
         )
-    return Connection(given)
+    given.check()
+    return given
 
 
 def _choice(what: str, value: Any, choices: Any) -> Any:
@@ -203,7 +203,7 @@ def read_arguments(
     """
     if password is not None and not isinstance(password, str) and not IRenderable.providedBy(password):
         raise ConfigError(
-            f"password is a {type(password).__name__}, not a string",
+            f"password is not a string but of type {type(password).__name__}",
             remedy="write it in quotes, or use util.Secret('name')",
         )
     if password is None and identity == "static":
@@ -251,14 +251,12 @@ def _depends(value: Any) -> bool:
 OURS = frozenset(inspect.signature(read_arguments).parameters) - {"password"}
 
 
-def unknown_arguments(given: Collection[str]) -> list[str]:
-    """Describe the keyword arguments that neither we nor Buildbot have."""
+def unknown_arguments(given: Collection[str]) -> dict[str, str]:
+    """Find the keyword arguments that neither we nor Buildbot have, and describe each."""
     buildbots = set(inspect.signature(AbstractWorker.checkConfig).parameters) - {"self"}
     known = OURS | buildbots | set(LATENT_ARGUMENTS) | {"name", "password"}
-    messages = []
+    messages = {}
     for name in sorted(set(given) - known):
         close = difflib.get_close_matches(name, known, 1)
-        messages.append(f"there is no argument {name!r}" + (f"; did you mean {close[0]!r}?" if close else ""))
+        messages[name] = f"there is no argument {name!r}" + (f"; did you mean {close[0]!r}?" if close else "")
     return messages
-
-

@@ -103,8 +103,9 @@ class LibVirtWorker(CompatibleLatentWorkerMixin, AbstractLatentWorker):
                 f"{2 + len(POSITIONAL)}: name, password, {', '.join(POSITIONAL)}"
             )
         kwargs |= dict(zip(POSITIONAL, args, strict=False))
-        for message in unknown_arguments(kwargs):
+        for unknown, message in unknown_arguments(kwargs).items():
             config.error(f"LibVirtWorker {name!r}: {message}")
+            del kwargs[unknown]  # else the base class raises, and that is shown with a traceback
         super().__init__(name, password, **kwargs)
 
     # The registered password is the gate, whatever the base class thinks it sets.
@@ -146,7 +147,7 @@ class LibVirtWorker(CompatibleLatentWorkerMixin, AbstractLatentWorker):
     def _announce(self) -> None:
         arguments, hub = self._parts()
         announced = defer.ensureDeferred(hub.expect(arguments.connection, arguments.static_folder))
-        announced.addErrback(log.err, f"latentvirt: while announcing worker {self.name}")
+        announced.addErrback(lambda failure: log.err(failure, f"latentvirt: announcing {self.name}"))
         self._deferwaiter.add(announced)
 
     def _parts(self) -> tuple[Arguments, Hub]:
@@ -464,8 +465,8 @@ class LibVirtWorker(CompatibleLatentWorkerMixin, AbstractLatentWorker):
         if run.orphans:
             self._explain_loss(
                 run,
-                "the worker's connection was lost while its VM ran: the guest restarted, its worker ended, or the "
-                "network between failed",
+                "the worker's connection was lost while its VM ran: the guest restarted, its worker ended, "
+                "or the network between failed",
             )
         hurry = fast or not self.master.running
         graceful = 0.0 if hurry else arguments.graceful_shutdown_s

@@ -1,0 +1,65 @@
+"""What libvirt tells of a domain, and how one ends; all of it blocks, for a thread of the host's."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import libvirt
+
+from latentvirt.domainxml import ownership_of_mark
+from latentvirt.host.views import Created, DomainView
+from latentvirt.names import METADATA_NAMESPACE, Ownership
+
+
+def view(domain: Any) -> DomainView:
+    """See a domain at this moment."""
+    mark = ownership(domain)
+    return DomainView(
+        name=str(domain.name()),
+        uuid=str(domain.UUIDString()),
+        # Asked last: a domain that ends meanwhile must not seem to run without a mark of ours.
+        active=bool(domain.isActive()),
+        persistent=bool(domain.isPersistent()),
+        ownership=mark,
+    )
+
+
+def view_if_there(domain: Any) -> DomainView | None:
+    """See a domain that was there a moment ago; None if it is gone."""
+    try:
+        return view(domain)
+    except libvirt.libvirtError as error:
+        if error.get_error_code() == libvirt.VIR_ERR_NO_DOMAIN:
+            return None  # it ended between the list and the look
+        raise
+
+
+def ownership(domain: Any) -> Ownership | None:
+    """Read whose a running domain is; None if it is not ours, or not running."""
+    try:
+        element = domain.metadata(
+            libvirt.VIR_DOMAIN_METADATA_ELEMENT, METADATA_NAMESPACE, libvirt.VIR_DOMAIN_AFFECT_LIVE
+        )
+    except libvirt.libvirtError:
+        return None  # it has none of ours, or ended while we looked
+    return ownership_of_mark(element)
+
+
+def read_back(domain: Any) -> Created:
+    """Read what libvirt made of a domain's description."""
+    return Created(str(domain.UUIDString()), str(domain.XMLDesc(libvirt.VIR_DOMAIN_XML_SECURE)))
+
+
+def destroy(domain: Any) -> None:
+    """End a domain; one that ended by itself meanwhile is done already."""
+    try:
+        domain.destroy()
+    except libvirt.libvirtError as error:
+        if error.get_error_code() == libvirt.VIR_ERR_NO_DOMAIN:
+            return
+        try:
+            active = bool(domain.isActive())
+        except libvirt.libvirtError:
+            active = False  # it went away by itself
+        if active:
+            raise

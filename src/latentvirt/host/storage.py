@@ -1,0 +1,139 @@
+"""Pools, volumes and images, as libvirt's storage driver has them; all of it blocks, for a thread."""
+
+from __future__ import annotations
+
+import errno
+import posixpath
+from typing import Any
+from xml.sax.saxutils import escape
+
+import libvirt
+
+from latentvirt.errors import NotFound
+from latentvirt.host.views import ImageView
+from latentvirt.host.xmlread import read, text_at
+
+DIRECTORY_MODE = "0711"
+"""QEMU's user must pass through our directory, and nobody needs to list it."""
+
+
+def ensure_pool(connection: Any, name: str, path: str) -> None:
+    """See to a directory and the active pool over it."""
+    xml = (
+        f"<pool type='dir'><name>{escape(name)}</name><target><path>{escape(path)}</path>"
+        f"<permissions><mode>{DIRECTORY_MODE}</mode></permissions></target></pool>"
+    )
+    try:
+        pool = connection.storagePoolLookupByName(name)
+    except libvirt.libvirtError as error:
+        if error.get_error_code() != libvirt.VIR_ERR_NO_STORAGE_POOL:
+            raise
+        try:
+            connection.storagePoolCreateXML(xml, libvirt.VIR_STORAGE_POOL_CREATE_WITH_BUILD)
+        except libvirt.libvirtError:
+            # Another start made it meanwhile: libvirt has no code of its own for that, so look again.
+            if not connection.storagePoolLookupByName(name).isActive():
+                raise
+        return
+    if not pool.isActive():
+        pool.create(libvirt.VIR_STORAGE_POOL_CREATE_WITH_BUILD)
+
+
+def remove_pool(connection: Any, name: str) -> None:
+    """Remove a pool and its directory, if that is empty; one that is not there is done already."""
+    try:
+        pool = connection.storagePoolLookupByName(name)
+    except libvirt.libvirtError as error:
+        if error.get_error_code() == libvirt.VIR_ERR_NO_STORAGE_POOL:
+            return
+        raise
+    # Only a defined pool outlives its end, and only one that has ended can delete its directory.
+    pool = connection.storagePoolDefineXML(pool.XMLDesc(libvirt.VIR_STORAGE_XML_INACTIVE), 0)
+    if pool.isActive():
+        pool.destroy()
+    try:
+        pool.delete(libvirt.VIR_STORAGE_POOL_DELETE_NORMAL)
+    finally:
+        pool.undefine()
+
+
+def list_pools(connection: Any) -> dict[str, str]:
+    """List the active pools: name to directory."""
+    found = {}
+    for pool in connection.listAllStoragePools(libvirt.VIR_CONNECT_LIST_STORAGE_POOLS_ACTIVE):
+        found[str(pool.name())] = text_at(pool.XMLDesc(0), "target/path") or ""
+    return found
+
+
+def list_volumes(connection: Any, pool: str) -> list[str]:
+    """List a pool's volumes by name, as the directory holds them now; see `Host.volumes`."""
+    found = connection.storagePoolLookupByName(pool)
+    try:
+        found.refresh(0)
+    except libvirt.libvirtError as error:
+        # "has asynchronous jobs running" has no code of its own; if it is worse, the list fails, too.
+        if error.get_error_code() != libvirt.VIR_ERR_INTERNAL_ERROR:
+            raise
+    return [str(name) for name in found.listVolumes()]
+
+
+def delete_volume(connection: Any, pool: str, name: str) -> None:
+    """Delete a volume; one that is not there is done already."""
+    try:
+        connection.storagePoolLookupByName(pool).storageVolLookupByName(name).delete(0)
+    except libvirt.libvirtError as error:
+        if error.get_error_code() not in (
+            libvirt.VIR_ERR_NO_STORAGE_VOL,
+            libvirt.VIR_ERR_NO_STORAGE_POOL,
+        ):
+            raise
+
+
+def look_at_image(connection: Any, path: str, probe_pool: str) -> ImageView:
+    """Look at an image file, through a pool that exists for the moment of the look if there is no other."""
+    try:
+        return _image_view(connection.storageVolLookupByPath(path), path)
+    except libvirt.libvirtError as error:
+        if error.get_error_code() != libvirt.VIR_ERR_NO_STORAGE_VOL:
+            raise
+    folder, name = posixpath.split(path)
+    for pool in connection.listAllStoragePools(libvirt.VIR_CONNECT_LIST_STORAGE_POOLS_ACTIVE):
+        if text_at(pool.XMLDesc(0), "target/path") == folder:
+            # Somebody's active pool has not seen the file yet; two pools on one folder would be worse.
+            pool.refresh(0)
+            return _image_view(pool.storageVolLookupByName(name), path)
+    xml = (
+        f"<pool type='dir'><name>{escape(probe_pool)}</name>"
+        f"<target><path>{escape(folder)}</path></target></pool>"
+    )
+    try:
+        pool = connection.storagePoolCreateXML(xml, 0)
+    except libvirt.libvirtError as error:
+        if error.get_error_code() == libvirt.VIR_ERR_SYSTEM_ERROR and error.get_int1() == errno.ENOENT:
+            code = error.get_error_code()
+            raise NotFound(f"could not look at the image {path}: {error}", code=code) from error
+        raise
+    try:
+        return _image_view(pool.storageVolLookupByName(name), path)
+    finally:
+        pool.destroy()
+
+
+def _image_view(volume: Any, path: str) -> ImageView:
+    root = read(volume.XMLDesc(0))
+    permissions = root.find("target/permissions")
+    owner = ""
+    if permissions is not None:
+        owner = "owner {}:{} mode {}".format(
+            *(permissions.findtext(part, "?") for part in ("owner", "group", "mode"))
+        )
+    found = root.find("target/format")
+    backing_format = root.find("backingStore/format")
+    return ImageView(
+        path=path,
+        format=str(found.get("type")) if found is not None else "raw",
+        capacity=int(root.findtext("capacity", "0")),
+        backing=root.findtext("backingStore/path"),
+        backing_format=backing_format.get("type") if backing_format is not None else None,
+        owner=owner,
+    )
