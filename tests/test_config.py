@@ -61,7 +61,9 @@ def test_what_is_no_number_of_processors(vcpus: Any) -> None:
 )
 def test_good_uris(uri: str) -> None:
     """What libvirt takes, and aliases of libvirt.conf, are accepted as they are."""
-    assert Connection(uri).uri == uri
+    connection = Connection(uri)
+    connection.check()
+    assert connection.uri == uri
 
 
 @pytest.mark.parametrize(
@@ -70,14 +72,14 @@ def test_good_uris(uri: str) -> None:
 def test_bad_uris(uri: Any) -> None:
     """What cannot be a URI is refused with an example of one."""
     with pytest.raises(ConfigError, match="qemu:///"):
-        Connection(uri)
+        Connection(uri).check()
 
 
 @pytest.mark.parametrize("slots", [0, -1, True, "2", 1.5])
 def test_bad_slots(slots: Any) -> None:
     """A limit is at least one VM."""
     with pytest.raises(ConfigError, match="slots="):
-        Connection("qemu:///system", slots=slots)
+        Connection("qemu:///system", slots=slots).check()
 
 
 @pytest.mark.parametrize(

@@ -22,9 +22,14 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 import attrs
-import libvirt
 from rich.console import Console
 from rich.table import Table
+
+# libvirt reads this while it is imported; in this process it would only warn of the qemu.conf that we wrote.
+os.environ["LIBVIRT_LOG_OUTPUTS"] = "4:stderr"
+import libvirt  # noqa: E402
+
+del os.environ["LIBVIRT_LOG_OUTPUTS"]
 
 TESTS = Path(__file__).resolve().parent.parent.parent / "tests"
 sys.path.insert(0, str(TESTS))
@@ -231,7 +236,6 @@ def clear(stage: Stage) -> list[str]:
     """
     left = [f"process {pid}" for pid in stage.processes()]
     left += [f"file {path}" for path in stage.everything()]
-    os.environ["LIBVIRT_LOG_OUTPUTS"] = "4:stderr"  # else it warns that our qemu.conf is what we made it
     libvirt.virEventRegisterDefaultImpl()
     threading.Thread(target=_run_events, daemon=True).start()
     connection = libvirt.open(f"qemu:///embed?root={stage.embed}")

@@ -37,10 +37,11 @@ class LatentvirtError(Exception):
         where = ", ".join(
             f"{label} {value}" for label, value in (("host", self.host), ("domain", self.domain)) if value
         )
-        parts = [f"[{where}] {self.what}" if where else self.what]
-        if self.remedy:
-            parts.append(f"What to do: {self.remedy}")
-        return " ".join(parts)
+        text = f"[{where}] {self.what}" if where else self.what
+        if not self.remedy:
+            return text
+        stop = "" if text.endswith((".", "!", "?")) else "."
+        return f"{text}{stop} What to do: {self.remedy}"
 
 
 class ConfigError(LatentvirtError):

@@ -18,7 +18,15 @@ from twisted.python.failure import Failure
 
 from latentvirt.address import master_host, master_port
 from latentvirt.domainxml import NetworkUse
-from latentvirt.errors import ConfigError, GuestFailed, LatentvirtError, StartCancelled, TooManyTries
+from latentvirt.errors import (
+    BadXML,
+    ConfigError,
+    GuestFailed,
+    LatentvirtError,
+    NotFresh,
+    StartCancelled,
+    TooManyTries,
+)
 from latentvirt.guest import Identity, Ready
 from latentvirt.machine import Machine
 from latentvirt.master.arguments import (
@@ -126,7 +134,8 @@ class LibVirtWorker(CompatibleLatentWorkerMixin, AbstractLatentWorker):
         try:
             read_arguments(password, **ours)
         except LatentvirtError as error:
-            config.error(f"LibVirtWorker {name!r}: {error}")
+            argument = "xml: " if isinstance(error, (BadXML, NotFresh)) else ""
+            config.error(f"LibVirtWorker {name!r}: {argument}{error}")
 
     @defer.inlineCallbacks
     def reconfigService(self, name: str, password: Any, **kwargs: Any) -> Any:

@@ -1,0 +1,67 @@
+# Sourced by script/test after bootstrap.sh: the quick tests on other Pythons, and on the oldest libraries.
+# shellcheck shell=bash
+
+OLDEST_PYTHON=3.10
+NEWEST_PYTHON=3.14
+QUICK_ONLY=(-m 'not (libvirt or guest or soak)' --ignore tests/test_packaging.py -q -p no:cacheprovider)
+LOWEST=(buildbot buildbot-worker buildbot-www twisted)
+
+# Prints the interpreter of a version such as 3.12, if it is installed.
+find_python() {
+    local found
+    for found in "$HOME/.pyenv/versions/$1".*/bin/python3 $(type -ap "python$1"); do
+        # A version manager's stand-in exists for versions that it would refuse to run.
+        if [ -x "$found" ] && [ "$("$found" -c 'import sys; print("%d.%d" % sys.version_info[:2])' 2>/dev/null)" = "$1" ]; then
+            echo "$found"
+            return
+        fi
+    done
+}
+
+installed_versions() {
+    local minor
+    for ((minor = ${OLDEST_PYTHON#3.}; minor <= ${NEWEST_PYTHON#3.}; minor++)); do
+        if [ -n "$(find_python "3.$minor")" ]; then
+            echo "3.$minor"
+        fi
+    done
+}
+
+# Prints the lowest versions that setup.cfg allows, as pip's constraints.
+lowest_constraints() {
+    local name
+    for name in "${LOWEST[@]}"; do
+        sed -n "s/^ *$name >= *\([0-9.]*\)$/$name == \1/p" "$ROOT/setup.cfg"
+    done
+}
+
+# run_on NAME INTERPRETER [CONSTRAINTS]: make an environment, once, and run the quick tests in it.
+run_on() {
+    local name=$1 python=$2 constraints=${3:-/dev/null} folder=$ROOT/.cache/venvs/$1 stamp
+    stamp=$({ cat "$ROOT/setup.cfg" "$constraints"; "$python" -VV; echo "$folder"; } | sha256sum)
+    if [ "$(cat "$folder/latentvirt-stamp" 2>/dev/null)" != "$stamp" ]; then
+        phase "environment for $name" make_environment "$folder" "$python" "$constraints"
+        echo "$stamp" >"$folder/latentvirt-stamp"
+    fi
+    phase "quick tests on $name" "$folder/bin/python" -m pytest "${QUICK_ONLY[@]}"
+}
+
+make_environment() {
+    "$2" -m venv --clear "$1"
+    "$1/bin/python" -m pip install --disable-pip-version-check -c "$3" --editable "$ROOT[test]"
+}
+
+# test_other_pythons default|all: the oldest Python with the oldest libraries, and the newest; or all there are.
+test_other_pythons() {
+    local versions ours version oldest constraints=$ROOT/.cache/lowest.txt
+    mapfile -t versions < <(installed_versions)
+    ours=$("$PYTHON" -c 'import sys; print("%d.%d" % sys.version_info[:2])')
+    oldest=$(find_python "${versions[0]}")
+    lowest_constraints >"$constraints"
+    run_on "python${versions[0]}-lowest" "$oldest" "$constraints"
+    for version in "${versions[@]}"; do
+        if [ "$version" != "$ours" ] && { [ "$1" = all ] || [ "$version" = "${versions[-1]}" ]; }; then
+            run_on "python$version" "$(find_python "$version")"
+        fi
+    done
+}

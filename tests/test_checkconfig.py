@@ -1,0 +1,136 @@
+"""What `buildbot checkconfig` says to good and bad arguments, without a network and without libvirt."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from masters import BUILDBOT
+
+CONFIG = """
+from buildbot.plugins import schedulers, util, worker
+{imports}
+
+c = BuildmasterConfig = {{'buildbotNetUsageData': None}}
+c['protocols'] = {{'pb': {{'port': 9989}}}}
+c['workers'] = [
+    {worker}
+]
+c['builders'] = [util.BuilderConfig('b', workernames=['minion1'], factory=util.BuildFactory())]
+c['schedulers'] = [schedulers.ForceScheduler('force', builderNames=['b'])]
+"""
+
+DIRECT = "from latentvirt import Connection, LibVirtWorker"
+PLUGINS = "LibVirtWorker, Connection = worker.latentvirt.LibVirtWorker, util.latentvirt.Connection"
+IN_TREE = """
+from latentvirt import LibVirtWorker
+from buildbot.plugins import worker
+worker = type('worker', (), {'LibVirtWorker': LibVirtWorker})
+"""
+
+SIMPLE = """LibVirtWorker('minion1', 'sekrit',
+                             Connection("qemu:///session"),
+                             '/home/buildbot/images/minion1',
+                             '/home/buildbot/images/base_image')"""
+REMOTE = """LibVirtWorker(
+            'minion1', 'sekrit',
+            Connection("qemu+ssh://buildbot@192.0.2.7:22/session"),
+            '/home/buildbot/images/minion1')"""
+WITH_XML = """LibVirtWorker('minion1', 'sekrit', Connection("qemu:///session"),
+                 '/home/buildbot/images/minion1', '/home/buildbot/images/base_image', '''<domain type='kvm'>
+  <name>minion1</name>
+  <memory unit='MiB'>512</memory>
+  <os><type>hvm</type></os>
+  <devices>
+    <disk type='file' device='disk'>
+      <driver name='qemu' type='qcow2'/>
+      <source file='/home/buildbot/images/minion1'/>
+      <target dev='vda' bus='virtio'/>
+    </disk>
+  </devices>
+</domain>''')"""
+KEYWORDS = """worker.LibVirtWorker('minion1', 'sekrit', uri="qemu:///session",
+                 hd_image='/home/buildbot/images/minion1', base_image='/home/buildbot/images/base_image',
+                 xml=None, masterFQDN='master.example.org')"""
+
+FIRST = "LibVirtWorker('minion1', 'sekrit', Connection('qemu:///session'), '/images/minion1', '/images/base'"
+
+
+def checkconfig(folder: Path, imports: str, worker: str) -> subprocess.CompletedProcess[str]:
+    (folder / "master.cfg").write_text(CONFIG.format(imports=imports, worker=worker))
+    return subprocess.run(
+        [sys.executable, "-c", BUILDBOT, "checkconfig", "master.cfg"],
+        cwd=folder,
+        capture_output=True,
+        text=True,
+        timeout=60,
+    )
+
+
+@pytest.mark.parametrize(
+    ("imports", "worker"),
+    [
+        pytest.param(DIRECT, SIMPLE, id="simple"),
+        pytest.param(PLUGINS, SIMPLE, id="simple, as plugins"),
+        pytest.param(DIRECT, REMOTE, id="remote, with the hook"),
+        pytest.param(DIRECT, WITH_XML, id="xml"),
+        pytest.param(IN_TREE, KEYWORDS, id="the in-tree worker's keywords"),
+    ],
+)
+def test_documented_configurations_pass(tmp_path: Path, imports: str, worker: str) -> None:
+    """The examples of Buildbot's documentation are good with nothing but the import changed."""
+    result = checkconfig(tmp_path, imports, worker)
+    assert (result.returncode, result.stdout.strip()) == (0, "Config file is good!"), result.stdout
+
+
+@pytest.mark.parametrize(
+    ("worker", "words"),
+    [
+        pytest.param(
+            FIRST + ", '<domain>\\n  <name>x</nome>\\n</domain>')",
+            ["xml: line 2", "malformed", "name"],
+            id="malformed XML",
+        ),
+        pytest.param(
+            "LibVirtWorker('minion1', 'sekrit', Connection('qemu:///session'), base_imag='/images/base')",
+            ["no argument 'base_imag'", "did you mean 'base_image'"],
+            id="no such argument",
+        ),
+        pytest.param(
+            "LibVirtWorker('minion1', 'sekrit', Connection('qemu//session'), '/images/minion1')",
+            ["connection URI 'qemu//session' cannot be read", "'qemu:///session'"],
+            id="unreadable URI",
+        ),
+        pytest.param(
+            "LibVirtWorker('minion1', 'sekrit', uri='qemu//session', hd_image='/images/minion1')",
+            ["connection URI 'qemu//session' cannot be read", "'qemu:///session'"],
+            id="unreadable URI, as a keyword",
+        ),
+        pytest.param(
+            FIRST + ", uri='qemu:///system')",
+            ["both connection and uri", "leave one of them out"],
+            id="both connection and uri",
+        ),
+        pytest.param(
+            FIRST + """, xml="<domain type='kvm'><name>x</name>\\n<devices/></domain>")""",
+            ["xml: line 1", "no disk", "base_image '/images/base'", "add a <disk>"],
+            id="XML without a disk",
+        ),
+        pytest.param(
+            "LibVirtWorker('minion1', 12345, Connection('qemu:///session'), '/images/minion1')",
+            ["password is not a string", "util.Secret"],
+            id="password not a string",
+        ),
+    ],
+)
+def test_bad_arguments_are_explained(tmp_path: Path, worker: str, words: list[str]) -> None:
+    """A wrong argument fails the check with the worker, the argument and the way out, and no traceback."""
+    result = checkconfig(tmp_path, DIRECT, worker)
+    said = result.stdout + result.stderr
+    assert result.returncode != 0
+    assert "Traceback" not in said
+    (line,) = [line for line in said.splitlines() if "minion1" in line]
+    assert [word for word in ("LibVirtWorker 'minion1'", *words) if word not in line] == []
+    assert "12345" not in said  # a password, even one of the wrong type
