@@ -10,7 +10,6 @@ import attrs
 from twisted.internet import defer
 
 from latentvirt import domainxml
-from latentvirt.console import ConsoleLog
 from latentvirt.errors import (
     ForeignDomain,
     GuestFailed,
@@ -21,35 +20,22 @@ from latentvirt.errors import (
     NotFound,
     StartCancelled,
 )
-from latentvirt.guest import Attaching, Complaint, GuestReader, Identity, Message, Ready, identity_line
-from latentvirt.host import ByteStream, Condition, Created, DomainNews, Host, Watch
-from latentvirt.names import CHANNEL_PORT, FileName, Ownership, generated_domain_name
+from latentvirt.guest import Identity
+from latentvirt.host import Condition, Created, DomainNews, Host, Watch
+from latentvirt.listening import GuestListener, Listening
+from latentvirt.names import FileName, Ownership, generated_domain_name
+from latentvirt.preparing import make_overlays, make_vars
 from latentvirt.spec import MachineSpec
-from latentvirt.storage import Storage, backing_chain, what_blocks
+from latentvirt.storage import Storage, what_blocks
 
 TAIL_LINES = 20
 """How much of the console goes into the message about a failed guest."""
 
-SAY_AGAIN_S = 5.0
-"""A guest that still says it is ready so long after it was told who it is, was not listening."""
-
 T = TypeVar("T")
 
 
-class Listener(Protocol):
+class Listener(GuestListener, Protocol):
     """Who hears how a machine's life goes; all methods are called on the reactor's thread."""
-
-    def progress(self, step: str, seconds: float, note: str) -> None:
-        """A step of the start is done."""
-        ...
-
-    def console(self, lines: list[str]) -> None:
-        """The guest wrote to its console."""
-        ...
-
-    def ready(self, told: Ready) -> None:
-        """The guest has booted and asks who it is."""
-        ...
 
     def failed(self, error: LatentvirtError) -> None:
         """The machine is of no more use; told at most once, and never for what `stop` does."""
@@ -93,11 +79,7 @@ class Machine:
     _cancelled: str | None = attrs.field(init=False, default=None)
     _uuid: str | None = attrs.field(init=False, default=None)
     _watch: Watch | None = attrs.field(init=False, default=None)
-    _console: ByteStream | None = attrs.field(init=False, default=None)
-    _log: ConsoleLog = attrs.field(init=False)
-    _channel: ByteStream | None = attrs.field(init=False, default=None)
-    _reader: GuestReader = attrs.field(init=False, factory=GuestReader)
-    _told_at: float | None = attrs.field(init=False, default=None)
+    _listening: Listening = attrs.field(init=False)
     _resumed: bool = attrs.field(init=False, default=False)
     _over: bool = attrs.field(init=False, default=False)
     _starting: bool = attrs.field(init=False, default=False)
@@ -106,7 +88,16 @@ class Machine:
     _ended: list[defer.Deferred[None]] = attrs.field(init=False, factory=list)
 
     def __attrs_post_init__(self) -> None:
-        self._log = ConsoleLog(self.secrets)
+        self._listening = Listening(
+            self.host,
+            self.listener,
+            identify=self._identity,
+            panicked=self._panicked,
+            start=self.ownership.start,
+            clock=self.clock,
+            now=self.now,
+            secrets=self.secrets,
+        )
 
     @staticmethod
     def domain_of(spec: MachineSpec) -> str:
@@ -114,9 +105,8 @@ class Machine:
         return (domainxml.domain_name(spec.xml) if spec.xml else None) or spec.worker
 
     @property
-    def _own_uuid(self) -> bool:
-        """Whether each start gets a UUID of its own; a predefined domain keeps that of its definition."""
-        return self.spec.kind != "predefined"
+    def _has_channel(self) -> bool:
+        return self.spec.identity in ("auto", "channel")
 
     # Start
 
@@ -164,8 +154,7 @@ class Machine:
     async def _start(self) -> None:
         original = await self._step("describe", self._describe())
         await self._look_at_network(original)
-        overlays = await self._step("overlay", self._make_overlays(original), "")
-        vars_path = await self._make_vars(original)
+        overlays, vars_path = await self._step("overlay", self._make_files(original))
         xml = self._rewritten(original, overlays, vars_path)
         created = await self._step("create", self._create(xml, fresh_vars=vars_path is not None))
         if self.spec.proven:
@@ -175,7 +164,7 @@ class Machine:
                 overlays=overlays,
                 vars_path=vars_path,
                 allow_shared=self.spec.allow_shared,
-                own_uuid=self._own_uuid,
+                own_uuid=self.spec.own_uuid,
             )
         await self._step("attach console and channel", self._listen(created))
         await self._step("resume", self.host.resume(created.uuid))
@@ -238,61 +227,16 @@ class Machine:
         if self._network.kind == "network" and self.host.connection.is_local:
             self._network_address = await self.host.network_address(self._network.name)
 
-    def _identity(self) -> Identity:
-        identity = self.identify(self._network, self._network_address)
-        self._log.hide(identity.password)
-        return identity
-
-    async def _make_overlays(self, xml: str) -> list[domainxml.Overlay]:
+    async def _make_files(self, xml: str) -> tuple[list[domainxml.Overlay], str | None]:
         spec, storage = self.spec, self.storage
         if not spec.proven or storage is None:
-            return []
-        domainxml.check(
-            xml,
-            base_image=spec.base_image,
-            hd_image=spec.hd_image,
-            allow_shared=spec.allow_shared,
-            own_uuid=self._own_uuid,
-        )
-        await storage.prepare()
-        overlays = []
-        for disk in domainxml.writable_disks(xml, hd_image=spec.hd_image, allow_shared=spec.allow_shared):
-            if disk.system:
-                path, given, role = str(spec.base_image), spec.base_format, "base image"
-            elif disk.source is not None:
-                # libvirt takes an undeclared format for raw; a guest could make its disk look like another.
-                path, given = await self._path_of(disk.source), disk.source.format or "raw"
-                role = f"disk {disk.target}"
-            else:
-                continue
-            chain, capacity = await backing_chain(storage, path, given, host=self.host.uri, role=role)
-            if disk.system and spec.kind == "generated" and spec.size.disk is not None:
-                capacity = max(capacity, spec.size.disk * 1024 * 1024)
-            name = FileName(self.ownership.slot, self.ownership.start, "overlay", disk.target)
-            self._will_delete(name)
-            made = await storage.create_overlay(name, chain[0], capacity)
-            overlays.append(domainxml.Overlay(disk.target, made, chain))
-        return overlays
+            return [], None
 
-    async def _path_of(self, source: domainxml.DiskSource) -> str:
-        if source.kind == "volume":
-            return await self.host.volume_path(source.pool, source.path)
-        return source.path
+        def will_make(name: FileName) -> None:
+            self._undo.append((f"delete {name}", lambda: storage.delete(str(name))))
 
-    async def _make_vars(self, xml: str) -> str | None:
-        if self.storage is None or not self.spec.proven or "nvram" in self.spec.allow_shared:
-            return None
-        if not domainxml.uses_vars(xml):
-            return None
-        name = FileName(self.ownership.slot, self.ownership.start, "vars", "nvram")
-        self._will_delete(name)
-        return await self.storage.create_empty(name)
-
-    def _will_delete(self, name: FileName) -> None:
-        # Noted before the file is made: a creation that fails late may have made it all the same.
-        storage = self.storage
-        assert storage is not None
-        self._undo.append((f"delete {name}", lambda: storage.delete(str(name))))
+        overlays = await make_overlays(self.host, storage, spec, self.ownership, xml, will_make)
+        return overlays, await make_vars(storage, spec, self.ownership, xml, will_make)
 
     def _rewritten(self, xml: str, overlays: list[domainxml.Overlay], vars_path: str | None) -> str:
         # TPM state is kept by UUID: one that nobody had before has none, and libvirt removes it at the end.
@@ -301,6 +245,8 @@ class Machine:
         if self._uuid is None:
             self._uuid = str(uuids.uuid4())
         auth = self._identity() if self.spec.identity == "metadata" else None
+        if auth is not None:
+            self._listening.hide(auth.password)
         return domainxml.rewrite(
             xml,
             name=self.name,
@@ -308,7 +254,7 @@ class Machine:
             ownership=self.ownership,
             overlays=overlays,
             vars_path=vars_path,
-            channel=self.spec.identity in ("auto", "channel"),
+            channel=self._has_channel,
             metadata_auth=(auth.name, auth.password, auth.master) if auth else None,
         )
 
@@ -356,46 +302,16 @@ class Machine:
 
     async def _listen(self, created: Created) -> None:
         self._watch = self.host.watch(created.uuid, self._news)
-        if domainxml.console_of(created.xml):
-            self._console = await self.host.open_console(created.uuid, self._on_console, lambda: None)
-        else:
-            self.listener.console(["[latentvirt: this domain has no serial console that could be shown]"])
-        if self.spec.identity in ("auto", "channel"):
-            await self._open_channel(created.uuid)
+        await self._listening.open(
+            created.uuid, console=domainxml.console_of(created.xml), channel=self._has_channel
+        )
 
-    async def _open_channel(self, uuid: str) -> None:
-        self._channel = await self.host.open_channel(uuid, CHANNEL_PORT, self._on_channel, lambda: None)
+    def _panicked(self, line: str) -> None:
+        # Many domains have no panic device; the console tells as well.
+        self.fail(f"the guest's system crashed: {line}")
 
-    def _on_console(self, data: bytes) -> None:
-        lines = self._log.feed(data)
-        if lines:
-            self.listener.console(lines)
-        if self._log.panic is not None:
-            # Many domains have no panic device; the console tells as well.
-            self._fail(f"the guest's system crashed: {self._log.panic}")
-
-    def _on_channel(self, data: bytes) -> None:
-        for message in self._reader.feed(data):
-            self._hear(message)
-
-    def _hear(self, message: Message) -> None:
-        if isinstance(message, Complaint):
-            self.listener.console([self._log.redact(f"[latentvirt: the guest's helper says: {message.why}]")])
-        elif isinstance(message, Attaching):
-            self.listener.progress("guest attaches", 0.0, "")
-        elif self._told_at is None or self.clock.seconds() - self._told_at > SAY_AGAIN_S:
-            self._told_at = self.clock.seconds()
-            self.listener.ready(message)
-            defer.ensureDeferred(self._tell_identity()).addErrback(self._told_badly)
-
-    async def _tell_identity(self) -> None:
-        channel = self._channel
-        if channel is not None and not self._over:
-            line = identity_line(self._identity(), start=self.ownership.start, now=self.now())
-            await self.host.write(channel, line)
-
-    def _told_badly(self, failure: object) -> None:
-        self.listener.console([f"[latentvirt: the guest could not be told who it is: {failure}]"])
+    def _identity(self) -> Identity:
+        return self.identify(self._network, self._network_address)
 
     def _news(self, news: DomainNews) -> None:
         if news.condition is Condition.HOST_LOST:
@@ -406,19 +322,20 @@ class Machine:
             for waiter in self._ended:
                 waiter.callback(None)
             self._ended.clear()
-            self._fail(news.detail)
+            self.fail(news.detail)
         elif news.condition.is_end:
-            self._fail(news.detail)
+            self.fail(news.detail)
 
     def fail(self, what: str) -> None:
-        """Declare the machine of no use, for a reason that only its user can see."""
-        self._fail(what)
+        """Declare the machine of no use, and tell the listener, once.
 
-    def _fail(self, what: str) -> None:
+        Args:
+            what: why; what its user alone can see is a reason as well.
+        """
         if self._over:
             return
         self._over = True
-        tail = self._log.tail(TAIL_LINES)
+        tail = self._listening.tail(TAIL_LINES)
         if tail:
             what += "\nThe console's last lines:\n  " + "\n  ".join(tail)
         self.listener.failed(GuestFailed(what, host=self.host.uri, domain=self.name))
@@ -430,17 +347,11 @@ class Machine:
 
     def rest_of_console(self) -> list[str]:
         """Return what belongs at the end of the console's log: how much was dropped, and the last lines."""
-        return self._log.finish()
+        return self._listening.rest()
 
     async def release_console(self) -> None:
         """Let go of console and channel, so that a person can take the console."""
-        console, self._console = self._console, None
-        if console is not None:
-            self.listener.console(self.rest_of_console())
-            await self.host.close_stream(console)
-        channel, self._channel = self._channel, None
-        if channel is not None:
-            await self.host.close_stream(channel)
+        await self._listening.close()
 
     # Stop
 

@@ -62,6 +62,11 @@ class MachineSpec:
         return image_folder(self.hd_image, self.base_image)
 
     @property
+    def own_uuid(self) -> bool:
+        """Whether each start gets a UUID of its own; a predefined domain keeps that of its definition."""
+        return self.kind != "predefined"
+
+    @property
     def proven(self) -> bool:
         """Whether freshness is ours to prove; without a base image it is the person's affair."""
         return self.base_image is not None

@@ -1,0 +1,142 @@
+"""A VM's console and channel while it starts: lines for the log, and who the guest is for the guest."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from typing import Any, Protocol
+
+from twisted.internet import defer
+
+from latentvirt.console import ConsoleLog
+from latentvirt.guest import Attaching, Complaint, GuestReader, Identity, Message, Ready, identity_line
+from latentvirt.host import ByteStream, Host
+from latentvirt.names import CHANNEL_PORT
+
+SAY_AGAIN_S = 5.0
+"""A guest that still says it is ready so long after it was told who it is, was not listening."""
+
+
+class GuestListener(Protocol):
+    """Who hears what a guest says; all methods are called on the reactor's thread."""
+
+    def progress(self, step: str, seconds: float, note: str) -> None:
+        """A step of the start is done."""
+        ...
+
+    def console(self, lines: list[str]) -> None:
+        """The guest wrote to its console."""
+        ...
+
+    def ready(self, told: Ready) -> None:
+        """The guest has booted and asks who it is."""
+        ...
+
+
+class Listening:
+    """Listen to one VM from before its first instruction until its worker has attached.
+
+    Args:
+        host: where the VM runs.
+        listener: hears what the guest says.
+        identify: says who the guest is to be; asked when the guest asks.
+        panicked: called with the console's line, when the guest's kernel said that it panics.
+        start: id of the start.
+        clock: for durations (IReactorTime).
+        now: seconds since the epoch, for the guest's clock.
+        secrets: what must not be seen in the console's log.
+    """
+
+    def __init__(
+        self,
+        host: Host,
+        listener: GuestListener,
+        *,
+        identify: Callable[[], Identity],
+        panicked: Callable[[str], object],
+        start: str,
+        clock: Any,
+        now: Callable[[], float],
+        secrets: Iterable[str],
+    ) -> None:
+        self._host = host
+        self._listener = listener
+        self._identify = identify
+        self._panicked = panicked
+        self._start = start
+        self._clock = clock
+        self._now = now
+        self._log = ConsoleLog(secrets)
+        self._reader = GuestReader()
+        self._console: ByteStream | None = None
+        self._channel: ByteStream | None = None
+        self._told_at: float | None = None
+
+    def hide(self, secret: str) -> None:
+        """Keep one more secret out of the console's log from now on."""
+        self._log.hide(secret)
+
+    async def open(self, uuid: str, *, console: bool, channel: bool) -> None:
+        """Attach to the domain's console and channel.
+
+        Args:
+            uuid: of the domain.
+            console: whether it has a console that can be opened.
+            channel: whether it has the channel.
+        """
+        if console:
+            self._console = await self._host.open_console(uuid, self._on_console, lambda: None)
+        else:
+            self._listener.console(["[latentvirt: this domain has no serial console that could be shown]"])
+        if channel:
+            self._channel = await self._host.open_channel(uuid, CHANNEL_PORT, self._on_channel, lambda: None)
+
+    def _on_console(self, data: bytes) -> None:
+        lines = self._log.feed(data)
+        if lines:
+            self._listener.console(lines)
+        if self._log.panic is not None:
+            self._panicked(self._log.panic)
+
+    def _on_channel(self, data: bytes) -> None:
+        for message in self._reader.feed(data):
+            self._hear(message)
+
+    def _hear(self, message: Message) -> None:
+        if isinstance(message, Complaint):
+            self._listener.console(
+                [self._log.redact(f"[latentvirt: the guest's helper says: {message.why}]")]
+            )
+        elif isinstance(message, Attaching):
+            self._listener.progress("guest attaches", 0.0, "")
+        elif self._told_at is None or self._clock.seconds() - self._told_at > SAY_AGAIN_S:
+            self._told_at = self._clock.seconds()
+            self._listener.ready(message)
+            defer.ensureDeferred(self._tell_identity()).addErrback(self._told_badly)
+
+    async def _tell_identity(self) -> None:
+        channel = self._channel
+        if channel is not None:
+            identity = self._identify()
+            self.hide(identity.password)
+            await self._host.write(channel, identity_line(identity, start=self._start, now=self._now()))
+
+    def _told_badly(self, failure: object) -> None:
+        self._listener.console([f"[latentvirt: the guest could not be told who it is: {failure}]"])
+
+    def tail(self, lines: int) -> list[str]:
+        """Return the console's last lines, for a message."""
+        return self._log.tail(lines)
+
+    def rest(self) -> list[str]:
+        """Return what belongs at the end of the console's log: how much was dropped, and the last lines."""
+        return self._log.finish()
+
+    async def close(self) -> None:
+        """Let go of console and channel, so that a person can take the console."""
+        console, self._console = self._console, None
+        if console is not None:
+            self._listener.console(self.rest())
+            await self._host.close_stream(console)
+        channel, self._channel = self._channel, None
+        if channel is not None:
+            await self._host.close_stream(channel)

@@ -1,0 +1,91 @@
+"""What every kind of storage can do, and how a directory says until when its owner claims it."""
+
+from __future__ import annotations
+
+from typing import Protocol
+
+from latentvirt.domainxml import Layer
+from latentvirt.errors import AlreadyExists, NotFound
+from latentvirt.host import ImageView
+from latentvirt.names import FileName, Lease
+
+FILE_MODE = "0600"
+
+
+class Storage(Protocol):
+    """Where the files of one owner on one host, in one folder, live."""
+
+    @property
+    def directory(self) -> str:
+        """Path of our own directory on the host."""
+        ...
+
+    async def prepare(self) -> None:
+        """See to it that the directory is there."""
+        ...
+
+    async def image(self, path: str) -> ImageView:
+        """Look at an image of the person's.
+
+        Raises:
+            NotFound: there is none.
+        """
+        ...
+
+    async def create_overlay(self, name: FileName, backing: Layer, capacity: int) -> str:
+        """Create a qcow2 overlay over an image.
+
+        Args:
+            name: of the file.
+            backing: the image; it is only read.
+            capacity: bytes that the guest sees.
+
+        Returns:
+            The overlay's path on the host.
+        """
+        ...
+
+    async def create_empty(self, name: FileName | Lease) -> str:
+        """Create an empty file, to be filled by libvirt; returns its path on the host."""
+        ...
+
+    async def delete(self, name: str) -> None:
+        """Delete a file of ours; one that is not there is done already."""
+        ...
+
+    async def names(self) -> list[str]:
+        """List what lies in the directory."""
+        ...
+
+    async def renew_lease(self, until: int) -> None:
+        """Say in the directory until when (seconds since the epoch) its owner claims it."""
+        ...
+
+    async def remove(self) -> None:
+        """Remove the directory and the lease in it; what else is in it stays, and so does it then."""
+        ...
+
+
+async def delete_leases(storage: Storage, but: Lease | None = None) -> None:
+    """Delete the leases in a directory.
+
+    Args:
+        storage: over the directory.
+        but: the one that stays.
+    """
+    try:
+        names = await storage.names()
+    except NotFound:
+        return  # there is no directory, or nobody can tell what is in it
+    for name in names:
+        if Lease.parse(name) not in (None, but):
+            await storage.delete(name)
+
+
+async def renew_lease(storage: Storage, lease: Lease) -> None:
+    """Put a lease into a directory, and only then take the earlier ones out."""
+    try:
+        await storage.create_empty(lease)
+    except AlreadyExists:
+        pass  # renewed within the same second
+    await delete_leases(storage, but=lease)

@@ -1,0 +1,161 @@
+"""Storage of `qemu:///embed`, which has no storage driver and is always local: files, by qemu-img."""
+
+from __future__ import annotations
+
+import json
+import os
+import posixpath
+import subprocess
+
+import attrs
+
+from latentvirt.domainxml import Layer
+from latentvirt.errors import AlreadyExists, HostError, ImageError, NotFound
+from latentvirt.host import Host, ImageView
+from latentvirt.names import FileName, Lease, directory_name
+from latentvirt.storage.base import FILE_MODE, delete_leases, renew_lease
+from latentvirt.storage.permissions import owner_of
+
+
+@attrs.define(eq=False)
+class EmbedStorage:
+    """Keep the files in a local directory, by qemu-img; see `Storage`."""
+
+    host: Host
+    owner: str
+    folder: str
+
+    @property
+    def directory(self) -> str:
+        """Path of our own directory."""
+        return posixpath.join(self.folder, directory_name(self.owner))
+
+    async def prepare(self) -> None:
+        """See to it that the directory is there."""
+
+        def make() -> None:
+            try:
+                os.mkdir(self.directory, 0o711)
+            except FileExistsError:
+                pass
+            except OSError as error:
+                raise HostError(
+                    f"could not make the directory {self.directory}: {error.strerror}",
+                    host=self.host.uri,
+                    remedy=f"let the master's user write to {self.folder}, or name another hd_image",
+                ) from error
+
+        await self.host.run_local("make our directory", make)
+
+    async def image(self, path: str) -> ImageView:
+        """Look at an image of the person's."""
+        return await self.host.run_local("look at an image", lambda: _local_image(path, self.host.uri))
+
+    async def create_overlay(self, name: FileName, backing: Layer, capacity: int) -> str:
+        """Create a qcow2 overlay over an image."""
+        path = posixpath.join(self.directory, str(name))
+
+        def make() -> str:
+            # Made first, since qemu-img would write over what is there, and let others read it for a moment.
+            _make_file(path, self.host.uri)
+            try:
+                _qemu_img(
+                    self.host.uri,
+                    "create", "-q", "-f", "qcow2", "-F", backing.format, "-b", backing.path,
+                    path, str(capacity),
+                )  # fmt: skip
+            except BaseException:
+                os.unlink(path)
+                raise
+            return path
+
+        return await self.host.run_local("create an overlay", make)
+
+    async def create_empty(self, name: FileName | Lease) -> str:
+        """Create an empty file."""
+        path = posixpath.join(self.directory, str(name))
+
+        def make() -> str:
+            _make_file(path, self.host.uri)
+            return path
+
+        return await self.host.run_local("create a file", make)
+
+    async def delete(self, name: str) -> None:
+        """Delete a file of ours."""
+
+        def delete() -> None:
+            try:
+                os.unlink(posixpath.join(self.directory, name))
+            except FileNotFoundError:
+                pass
+
+        await self.host.run_local("delete a file", delete)
+
+    async def names(self) -> list[str]:
+        """List what lies in the directory."""
+
+        def look() -> list[str]:
+            try:
+                return sorted(os.listdir(self.directory))
+            except FileNotFoundError:
+                raise NotFound(f"there is no directory {self.directory}", host=self.host.uri) from None
+
+        return await self.host.run_local("list our directory", look)
+
+    async def renew_lease(self, until: int) -> None:
+        """Say in the directory until when its owner claims it."""
+        await renew_lease(self, Lease(until))
+
+    async def remove(self) -> None:
+        """Remove the lease and the directory."""
+        await delete_leases(self)
+
+        def remove() -> None:
+            try:
+                os.rmdir(self.directory)
+            except FileNotFoundError:
+                pass
+
+        await self.host.run_local("remove our directory", remove)
+
+
+def _make_file(path: str, host: str) -> None:
+    try:
+        os.close(os.open(path, os.O_CREAT | os.O_EXCL | os.O_WRONLY, int(FILE_MODE, 8)))
+    except FileExistsError:
+        raise AlreadyExists(f"there is a file {path} already", host=host) from None
+
+
+def _qemu_img(host: str, *arguments: str) -> str:
+    try:
+        done = subprocess.run(
+            ["qemu-img", *arguments], stdin=subprocess.DEVNULL, capture_output=True, text=True, check=True
+        )
+    except FileNotFoundError:
+        raise HostError(
+            "qemu-img is not installed", host=host, remedy="install it (Debian, Ubuntu: qemu-utils)"
+        ) from None
+    except subprocess.CalledProcessError as error:
+        raise HostError(f"qemu-img {arguments[0]} failed: {error.stderr.strip()}", host=host) from error
+    return done.stdout
+
+
+def _local_image(path: str, host: str) -> ImageView:
+    try:
+        status = os.stat(path)
+    except FileNotFoundError:
+        raise NotFound(f"there is no image {path}", host=host) from None
+    except OSError as error:
+        raise ImageError(f"cannot look at the image {path}: {error.strerror}", host=host) from error
+    # -U: a running VM may have the image open, and to look takes no lock.
+    told = json.loads(_qemu_img(host, "info", "-U", "--output=json", path))
+    backing = told.get("full-backing-filename") or told.get("backing-filename")
+    return ImageView(
+        path=path,
+        format=told["format"],
+        capacity=told["virtual-size"],
+        backing=backing,
+        backing_format=told.get("backing-filename-format"),
+        owner=owner_of(status),
+    )

@@ -1,0 +1,102 @@
+"""Storage on a host with libvirt's storage driver: a pool over the directory, a volume for each file."""
+
+from __future__ import annotations
+
+import posixpath
+from xml.sax.saxutils import escape
+
+import attrs
+from twisted.internet import defer, task
+
+from latentvirt.domainxml import Layer
+from latentvirt.errors import HostError, HostUnreachable, NotFound
+from latentvirt.host import Host, ImageView
+from latentvirt.names import FileName, Lease, directory_name, pool_name
+from latentvirt.storage.base import FILE_MODE, delete_leases, renew_lease
+
+PROBE_TRIES = 5
+PROBE_PAUSE_S = 0.1
+
+
+@attrs.define(eq=False)
+class PoolStorage:
+    """Keep the files in a libvirt storage pool; see `Storage`."""
+
+    host: Host
+    owner: str
+    folder: str
+    _prepared: bool = False
+    _probing: defer.DeferredLock = attrs.field(factory=defer.DeferredLock)
+
+    @property
+    def directory(self) -> str:
+        """Path of our own directory on the host."""
+        return posixpath.join(self.folder, directory_name(self.owner))
+
+    @property
+    def _pool(self) -> str:
+        return pool_name(self.owner, self.folder)
+
+    async def prepare(self) -> None:
+        """See to it that the directory and its pool are there."""
+        await self.host.ensure_pool(self._pool, self.directory)
+
+    async def image(self, path: str) -> ImageView:
+        """Look at an image of the person's, one look at a time: a look may need a pool of its own."""
+        await self._probing.acquire()
+        try:
+            for tries_left in reversed(range(PROBE_TRIES)):
+                try:
+                    return await self.host.image(path, probe_pool=f"{self._pool}-look")
+                except (NotFound, HostUnreachable):
+                    raise
+                except HostError:
+                    # Another master may be looking into the same folder just now.
+                    if not tries_left:
+                        raise
+                    await task.deferLater(self.host.reactor, PROBE_PAUSE_S)
+            raise AssertionError("the last try returns or raises")
+        finally:
+            self._probing.release()
+
+    async def create_overlay(self, name: FileName, backing: Layer, capacity: int) -> str:
+        """Create a qcow2 overlay over an image."""
+        return await self._create(
+            f"<volume><name>{name}</name><capacity unit='bytes'>{capacity}</capacity>"
+            f"<allocation>0</allocation><target><format type='qcow2'/>"
+            f"<permissions><mode>{FILE_MODE}</mode></permissions></target>"
+            f"<backingStore><path>{escape(backing.path)}</path>"
+            f"<format type='{escape(backing.format)}'/></backingStore></volume>"
+        )
+
+    async def create_empty(self, name: FileName | Lease) -> str:
+        """Create an empty file."""
+        return await self._create(
+            f"<volume><name>{name}</name><capacity unit='bytes'>0</capacity><target><format type='raw'/>"
+            f"<permissions><mode>{FILE_MODE}</mode></permissions></target></volume>"
+        )
+
+    async def _create(self, xml: str) -> str:
+        try:
+            return await self.host.create_volume(self._pool, xml)
+        except NotFound:
+            # The pool went away behind us: libvirt was restarted, or somebody stopped it.
+            await self.prepare()
+            return await self.host.create_volume(self._pool, xml)
+
+    async def delete(self, name: str) -> None:
+        """Delete a file of ours."""
+        await self.host.delete_volume(self._pool, name)
+
+    async def names(self) -> list[str]:
+        """List what lies in the directory."""
+        return await self.host.volumes(self._pool)
+
+    async def renew_lease(self, until: int) -> None:
+        """Say in the directory until when its owner claims it."""
+        await renew_lease(self, Lease(until))
+
+    async def remove(self) -> None:
+        """Remove the lease, the pool and the directory."""
+        await delete_leases(self)
+        await self.host.remove_pool(self._pool)
