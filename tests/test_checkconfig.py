@@ -7,6 +7,7 @@ import sys
 from pathlib import Path
 
 import pytest
+
 from masters import BUILDBOT
 
 CONFIG = """
@@ -59,6 +60,7 @@ FIRST = "LibVirtWorker('minion1', 'sekrit', Connection('qemu:///session'), '/ima
 
 
 def checkconfig(folder: Path, imports: str, worker: str) -> subprocess.CompletedProcess[str]:
+    """Let Buildbot check a master.cfg with one worker in it."""
     (folder / "master.cfg").write_text(CONFIG.format(imports=imports, worker=worker))
     return subprocess.run(
         [sys.executable, "-c", BUILDBOT, "checkconfig", "master.cfg"],

@@ -32,6 +32,7 @@ FRONT_DOOR = "latentvirt"
 
 
 def sources() -> list[Path]:
+    """List the files of the house."""
     return sorted(PACKAGE.rglob("*.py"))
 
 
@@ -56,15 +57,18 @@ def imports_of(file: Path) -> Iterator[str]:
 
 
 def rooms_imported(file: Path) -> set[str]:
+    """Name the other rooms that a file needs."""
     found = {name.split(".")[1] for name in imports_of(file) if name.startswith("latentvirt.")}
     return found - {room_of(file)}
 
 
 def packages_imported(file: Path) -> set[str]:
+    """Name the packages that a file needs, ours included."""
     return {name.partition(".")[0] for name in imports_of(file)}
 
 
 def floor_of(room: str) -> int:
+    """Count the floors above a room."""
     found = [number for number, rooms in enumerate(FLOORS) if room in rooms]
     assert len(found) == 1, f"{room} has no floor yet: give it one in FLOORS, and in docs/architecture.rst"
     return found[0]

@@ -27,7 +27,7 @@ from rich.table import Table
 
 # libvirt reads this while it is imported; in this process it would only warn of the qemu.conf that we wrote.
 os.environ["LIBVIRT_LOG_OUTPUTS"] = "4:stderr"
-import libvirt  # noqa: E402
+import libvirt
 
 del os.environ["LIBVIRT_LOG_OUTPUTS"]
 
@@ -69,6 +69,9 @@ builder(
 """
 
 COLUMNS = ("request", "overlay", "create", "boot", "attach", "build", "gone")
+UNTIL_RESUMED = ("describe", "overlay", "create", "attach console and channel", "resume")
+"""Which of the log's entries come before the guest's first instruction."""
+
 CAPTION = (
     "seconds; overlay to attach are from the log of each start,\n"
     f"request, build and gone were seen from outside, {1 / POLL_S:.0f} times a second"
@@ -117,7 +120,8 @@ class Stage:
         """Make folders and configuration."""
         self.images.mkdir()
         (self.embed / "etc").mkdir(parents=True)
-        (self.embed / "etc" / "qemu.conf").write_text(QEMU_CONF.format(uid=f"+{os.getuid()}", gid=f"+{os.getgid()}"))
+        conf = QEMU_CONF.format(uid=f"+{os.getuid()}", gid=f"+{os.getgid()}")
+        (self.embed / "etc" / "qemu.conf").write_text(conf)
         return Master(
             self.folder / "master", CONFIG.format(embed=self.embed, images=self.images, base=self.base)
         )
@@ -171,7 +175,11 @@ def watch_build(stage: Stage, master: Master, console: Console, number: int) -> 
 
 
 def _follow(master: Master, request: int, number: int, status: Any) -> tuple[float, float, int]:
-    """Show a build's state until it is done; return when it began to start its VM, when it ended, its tries."""
+    """Show a build's state until it is done.
+
+    Returns:
+        When it began to start its VM, when it ended, and how many tries it took.
+    """
     deadline = time.monotonic() + BUILD_S
     current, started = None, 0.0
     while time.monotonic() < deadline:
@@ -180,12 +188,17 @@ def _follow(master: Master, request: int, number: int, status: Any) -> tuple[flo
         if steps and current != builds[-1]["buildid"]:
             current, started = builds[-1]["buildid"], time.monotonic()
         # A build that is to be retried is complete, its request is not.
-        if builds and builds[-1]["complete"] and master.rest(f"buildrequests/{request}")["buildrequests"][0]["complete"]:
+        if builds and builds[-1]["complete"] and _is_complete(master, request):
             return started, time.monotonic(), len(builds)
         if steps:
             status.update(f"build {number}: {steps[-1]['name']}: {steps[-1]['state_string']}")
         time.sleep(POLL_S)
     raise DemoFailed(f"build {number} was not done after {BUILD_S} s\n{master.log()[-4000:]}")
+
+
+def _is_complete(master: Master, request: int) -> bool:
+    (found,) = master.rest(f"buildrequests/{request}")["buildrequests"]
+    return bool(found["complete"])
 
 
 def _wait_until_gone(stage: Stage) -> float:
@@ -213,7 +226,7 @@ def _seconds(log: str) -> dict[str, float]:
     end = float(attached[1])
     # An image without the helper does not say when it has booted: then that is when it attaches.
     booted = float(ready[1]) if ready else end
-    resumed = sum(steps.get(name, 0.0) for name in ("describe", "overlay", "create", "attach console and channel", "resume"))
+    resumed = sum(steps.get(name, 0.0) for name in UNTIL_RESUMED)
     return {**steps, "boot": booted - resumed, "attach": end - booted, "attached": end}
 
 
@@ -224,8 +237,8 @@ def show(console: Console, outcomes: list[Outcome]) -> None:
     for column in COLUMNS:
         table.add_column(column, justify="right")
     for outcome in outcomes:
-        cells = [f"{max(outcome.seconds[name], 0):.2f}" if name in outcome.seconds else "-" for name in COLUMNS]
-        table.add_row(str(outcome.number), *cells)
+        cells = [outcome.seconds.get(name) for name in COLUMNS]
+        table.add_row(str(outcome.number), *("-" if cell is None else f"{cell:.2f}" for cell in cells))
     console.print(table)
 
 

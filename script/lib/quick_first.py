@@ -1,4 +1,4 @@
-"""A pytest plugin: what needs no VM runs first, what boots a whole system last, so that failures show early."""
+"""A pytest plugin: what needs no VM runs first, what boots a system last, so that failures show early."""
 
 from __future__ import annotations
 
