@@ -209,7 +209,7 @@ def test_compatible_only_where_there_is_room(master: StageMaster) -> None:
 def test_the_page_tells_the_start(master: StageMaster, worker: LibVirtWorker) -> None:
     """The build's page shows the steps of the start and the guest's console."""
     _start(worker)
-    while "booting" not in worker._run.machine._log.tail(9):  # type: ignore[union-attr]
+    while "booting" not in worker._run.machine._listening.tail(9):  # type: ignore[union-attr]
         on_reactor(lambda: None)
     _stop(worker)
 

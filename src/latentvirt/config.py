@@ -102,8 +102,8 @@ def _is_uri(text: str) -> bool:
 class Connection:
     """Name a libvirt host.
 
-    What is wrong with it is told by `check`, not here: Buildbot shows what is raised while it reads master.cfg
-    with a traceback, and nobody could say which worker it concerns.
+    What is wrong with it is told by `check`, not here: Buildbot shows what is raised while it reads
+    master.cfg with a traceback, and nobody could say which worker it concerns.
 
     Args:
         uri: libvirt's connection URI, or an alias from libvirt.conf's ``uri_aliases``.

@@ -8,6 +8,7 @@ from typing import Any, Protocol
 from twisted.internet import defer
 
 from latentvirt.console import ConsoleLog
+from latentvirt.errors import LatentvirtError
 from latentvirt.guest import Attaching, Complaint, GuestReader, Identity, Message, Ready, identity_line
 from latentvirt.host import ByteStream, Host
 from latentvirt.names import CHANNEL_PORT
@@ -29,6 +30,18 @@ class GuestListener(Protocol):
 
     def ready(self, told: Ready) -> None:
         """The guest has booted and asks who it is."""
+        ...
+
+
+class Listener(GuestListener, Protocol):
+    """Who hears how a machine's life goes; all methods are called on the reactor's thread."""
+
+    def failed(self, error: LatentvirtError) -> None:
+        """The machine is of no more use; told at most once, and never for what `stop` does."""
+        ...
+
+    def host_in_doubt(self, detail: str) -> None:
+        """The host's libvirt does not answer; whether the guest lives, only its own connection can tell."""
         ...
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import uuid as uuids
 from collections.abc import Awaitable, Callable
-from typing import Any, Protocol, TypeVar
+from typing import Any, TypeVar
 
 import attrs
 from twisted.internet import defer
@@ -22,7 +22,7 @@ from latentvirt.errors import (
 )
 from latentvirt.guest import Identity
 from latentvirt.host import Condition, Created, DomainNews, Host, Watch
-from latentvirt.listening import GuestListener, Listening
+from latentvirt.listening import Listener, Listening
 from latentvirt.names import FileName, Ownership, generated_domain_name
 from latentvirt.preparing import make_overlays, make_vars
 from latentvirt.spec import MachineSpec
@@ -32,18 +32,6 @@ TAIL_LINES = 20
 """How much of the console goes into the message about a failed guest."""
 
 T = TypeVar("T")
-
-
-class Listener(GuestListener, Protocol):
-    """Who hears how a machine's life goes; all methods are called on the reactor's thread."""
-
-    def failed(self, error: LatentvirtError) -> None:
-        """The machine is of no more use; told at most once, and never for what `stop` does."""
-        ...
-
-    def host_in_doubt(self, detail: str) -> None:
-        """The host's libvirt does not answer; whether the guest lives, only its own connection can tell."""
-        ...
 
 
 @attrs.define(eq=False)

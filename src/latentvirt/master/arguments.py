@@ -260,3 +260,13 @@ def unknown_arguments(given: Collection[str]) -> dict[str, str]:
         close = difflib.get_close_matches(name, known, 1)
         messages[name] = f"there is no argument {name!r}" + (f"; did you mean {close[0]!r}?" if close else "")
     return messages
+
+
+def split_arguments(kwargs: dict[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
+    """Part our arguments from Buildbot's, and set our defaults for those."""
+    ours = {key: value for key, value in kwargs.items() if key in OURS}
+    buildbots = {key: value for key, value in kwargs.items() if key not in OURS}
+    buildbots.setdefault("build_wait_timeout", 0)
+    buildbots.setdefault("missing_timeout", DEFAULT_MISSING_TIMEOUT_S)
+    buildbots.setdefault("check_instance_interval", CHECK_INSTANCE_INTERVAL_S)
+    return ours, buildbots

@@ -13,7 +13,7 @@ from buildbot.util.service import SharedService
 from twisted.internet import defer, task
 
 from latentvirt.config import Connection
-from latentvirt.errors import LatentvirtError
+from latentvirt.errors import ForeignDomain, LatentvirtError
 from latentvirt.host import Host
 from latentvirt.machine import Machine
 from latentvirt.master.state import HubState
@@ -46,6 +46,7 @@ class HostRecord:
         slots: how many VMs may run there at a time; None for no limit.
         storages: by image folder.
         living: starts that are under way or whose VM is in use, by start id.
+        ending: those of them whose VM is only waited for to be gone.
         reserved: workers that were promised a place, and until when (the reactor's seconds).
         rest_s: how long the host rests after its next failure.
         resting: why it is not used now; None if it is.
@@ -55,6 +56,7 @@ class HostRecord:
     slots: int | None
     storages: dict[str, Storage] = attrs.field(factory=dict)
     living: dict[str, Ownership] = attrs.field(factory=dict)
+    ending: set[str] = attrs.field(factory=set)
     reserved: dict[str, float] = attrs.field(factory=dict)
     rest_s: float = FIRST_REST_S
     resting: str | None = None
@@ -165,8 +167,17 @@ class Hub(SharedService):
             record: the host.
             worker: whose reservation the start takes up.
             slot: the place of a domain that has a name of its own; None takes the first free numbered one.
+
+        Raises:
+            ForeignDomain: another worker's build has that domain.
         """
         record.reserved.pop(worker, None)
+        if any(held.slot == slot and held.start not in record.ending for held in record.living.values()):
+            raise ForeignDomain(
+                f"the domain that worker {worker} is to start is in use for another worker",
+                host=record.host.uri,
+                remedy="give each worker a domain of its own, or leave xml= out and give size=",
+            )
         if slot is None:
             taken = {held.slot for held in record.living.values()}
             slot = next(s for s in (slot_of_number(n) for n in range(1, len(taken) + 2)) if s not in taken)
@@ -176,11 +187,13 @@ class Hub(SharedService):
 
     def end(self, record: HostRecord, ownership: Ownership) -> None:
         """Note that a start's VM is gone, or left to the sweep; its place is free."""
+        record.ending.discard(ownership.start)
         if record.living.pop(ownership.start, None) is not None:
             self._wake()
 
     def end_later(self, record: HostRecord, ownership: Ownership, machine: Machine) -> None:
         """Go on ending a machine whose host takes its time; its place stays taken until then."""
+        record.ending.add(ownership.start)
 
         async def go_on() -> None:
             try:

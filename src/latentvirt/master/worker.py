@@ -9,38 +9,36 @@ from typing import Any
 import attrs
 from buildbot import config
 from buildbot.interfaces import LatentWorkerCannotSubstantiate, LatentWorkerFailedToSubstantiate
-from buildbot.process.results import CANCELLED, EXCEPTION, SUCCESS
+from buildbot.process.results import CANCELLED, EXCEPTION
 from buildbot.util.latent import CompatibleLatentWorkerMixin
 from buildbot.worker.latent import AbstractLatentWorker, States
 from twisted.internet import defer
 from twisted.python import log
-from twisted.python.failure import Failure
 
 from latentvirt.address import master_host, master_port
 from latentvirt.domainxml import NetworkUse
 from latentvirt.errors import (
     BadXML,
     ConfigError,
-    GuestFailed,
     LatentvirtError,
     NotFresh,
     StartCancelled,
     TooManyTries,
 )
-from latentvirt.guest import Identity, Ready
+from latentvirt.guest import Identity
 from latentvirt.machine import Machine
 from latentvirt.master.arguments import (
-    CHECK_INSTANCE_INTERVAL_S,
-    DEFAULT_MISSING_TIMEOUT_S,
-    OURS,
     Arguments,
     read_arguments,
+    split_arguments,
     unknown_arguments,
 )
 from latentvirt.master.hub import TRIES_OF_A_BUILD, HostRecord, Hub
 from latentvirt.master.password import PasswordGate
+from latentvirt.master.run import Run
 from latentvirt.master.steplog import StepLog
-from latentvirt.names import Ownership, slot_of_domain
+from latentvirt.master.waiting import at_most, unless
+from latentvirt.names import slot_of_domain
 from latentvirt.spec import MachineSpec
 
 POSITIONAL = ("connection", "hd_image", "base_image", "xml")
@@ -53,25 +51,7 @@ STOP_S = 30.0
 STOP_FAST_S = 2.0
 """How long Buildbot waits for a VM to be gone; what is not done then, goes on in the background."""
 
-GUEST_PING_S = 4.0
-"""How long an attached guest may take to answer when its host's libvirt does not."""
-
 PREPARATION = "start VM"
-LOSS = "VM lost"
-
-
-@attrs.define(eq=False)
-class _Run:
-    """One start and what came of it; it lives until its VM is gone."""
-
-    record: HostRecord
-    ownership: Ownership
-    machine: Machine
-    log: StepLog
-    began: float
-    attached: bool = False
-    orphans: list[int] = attrs.field(factory=list)
-    """Builds whose worker's connection was lost, as long as nobody has said why."""
 
 
 class LibVirtWorker(CompatibleLatentWorkerMixin, AbstractLatentWorker):
@@ -101,9 +81,8 @@ class LibVirtWorker(CompatibleLatentWorkerMixin, AbstractLatentWorker):
         self._gate = PasswordGate()
         self._hub: Hub | None = None
         self._arguments: Arguments | None = None
-        self._run: _Run | None = None
+        self._run: Run | None = None
         self._cancel: defer.Deferred[None] | None = None
-        self._failure: LatentvirtError | None = None
         self._blameless = False
         if len(args) > len(POSITIONAL):
             config.error(
@@ -129,7 +108,7 @@ class LibVirtWorker(CompatibleLatentWorkerMixin, AbstractLatentWorker):
 
     def checkConfig(self, name: str, password: Any, **kwargs: Any) -> None:
         """Report what is wrong in the arguments, for `buildbot checkconfig`; no network, no libvirt."""
-        ours, buildbots = _split(kwargs)
+        ours, buildbots = split_arguments(kwargs)
         super().checkConfig(name, password, **buildbots)
         try:
             read_arguments(password, **ours)
@@ -140,7 +119,7 @@ class LibVirtWorker(CompatibleLatentWorkerMixin, AbstractLatentWorker):
     @defer.inlineCallbacks
     def reconfigService(self, name: str, password: Any, **kwargs: Any) -> Any:
         """Take over new arguments; they hold from the next start on, a running build is not disturbed."""
-        ours, buildbots = _split(kwargs)
+        ours, buildbots = split_arguments(kwargs)
         self._arguments = read_arguments(password, **ours)
         self._hub = yield Hub.getService(self.master)
         yield super().reconfigService(name, password, **buildbots)
@@ -197,11 +176,12 @@ class LibVirtWorker(CompatibleLatentWorkerMixin, AbstractLatentWorker):
 
     async def _start_instance(self, build: Any) -> bool:
         steps = StepLog(self.master, getattr(build, "buildid", None), PREPARATION)
-        self._failure = None
         self._blameless = False
-        self._cancel = defer.Deferred()
+        cancel = self._cancel = defer.Deferred()
         try:
-            await self._start(build, steps)
+            start = defer.ensureDeferred(self._start(build, steps, cancel))
+            slow = StartCancelled("the start was cancelled, and its host takes its time to undo it")
+            await unless(cancel, start, slow, CANCEL_S, self.master.reactor)
         except LatentvirtError as error:
             self._blameless = error.fault != "guest"
             cancelled = isinstance(error, StartCancelled)
@@ -217,7 +197,7 @@ class LibVirtWorker(CompatibleLatentWorkerMixin, AbstractLatentWorker):
             self._cancel = None
         return True
 
-    async def _start(self, build: Any, steps: StepLog) -> None:
+    async def _start(self, build: Any, steps: StepLog, cancel: defer.Deferred[None]) -> None:
         _, hub = self._parts()
         await hub.ready()
         self._check_wanted(build)
@@ -240,36 +220,39 @@ class LibVirtWorker(CompatibleLatentWorkerMixin, AbstractLatentWorker):
         except LatentvirtError as error:
             self._note_host(record, error)
             raise
+        if cancel.called:
+            raise StartCancelled("the start was cancelled")
         ownership = hub.begin(record, self.name, self._slot(spec))
-        machine = Machine(
+        run = self._run = Run(self, record, ownership, steps)
+        run.machine = Machine(
             host=record.host,
             storage=storage,
             spec=spec,
             ownership=ownership,
-            listener=self,
+            listener=run,
             identify=self._identify,
             clock=self.master.reactor,
             now=time.time,
             secrets=(self._gate.static or "",),
         )
-        run = self._run = _Run(record, ownership, machine, steps, self.master.reactor.seconds())
-        steps.progress(
+        run.say(
             f"starting a VM for {self.name} on {record.host.uri} "
             f"(start {ownership.start}, slot {ownership.slot})"
         )
         if not spec.proven:
-            steps.progress("unproven: without a base_image, whether the disk is fresh is not ours to say")
+            run.say("unproven: without a base_image, whether the disk is fresh is not ours to say")
         if spec.identity in ("auto", "static"):
             self._gate.open_for_static()
+        cancel.addCallback(lambda _: run.machine.cancel("the start was cancelled"))
         try:
-            await self._cancellable(machine)
+            await run.machine.start()
             self._check_wanted(build)
         except LatentvirtError as error:
             self._note_host(record, error)
             self._forget(run)
             raise
         hub.worked(record)
-        steps.progress("the VM runs; waiting for its worker to attach")
+        run.say("the VM runs; waiting for its worker to attach")
 
     @staticmethod
     def _check_wanted(build: Any) -> None:
@@ -301,32 +284,6 @@ class LibVirtWorker(CompatibleLatentWorkerMixin, AbstractLatentWorker):
             return None
         return slot_of_domain(Machine.domain_of(spec))
 
-    async def _cancellable(self, machine: Machine) -> None:
-        """Wait for a start, but not for long once it is cancelled."""
-        cancel = self._cancel
-        assert cancel is not None
-        start = defer.ensureDeferred(machine.start())
-        waiting: defer.Deferred[None] = defer.Deferred()
-        settled = False
-
-        def settle(result: Any) -> None:
-            nonlocal settled
-            if settled:
-                return  # given up already: the hub goes on with what is left
-            settled = True
-            waiting.callback(result) if result is None else waiting.errback(result)
-
-        def give_up() -> None:
-            settle(Failure(StartCancelled("the start was cancelled, and its host takes its time to undo it")))
-
-        def cancelled(_: Any) -> None:
-            machine.cancel("the start was cancelled")
-            self.master.reactor.callLater(CANCEL_S, give_up)
-
-        start.addBoth(settle)
-        cancel.addCallback(cancelled)
-        await waiting
-
     def _identify(self, use: NetworkUse, network_address: str | None) -> Identity:
         arguments, _ = self._parts()
         given, _, port = (arguments.master_fqdn or "").partition(":")
@@ -354,104 +311,35 @@ class LibVirtWorker(CompatibleLatentWorkerMixin, AbstractLatentWorker):
         if error.fault == "host" and self._hub is not None:
             self._hub.failed(record, error)
 
-    def _forget(self, run: _Run) -> None:
+    def _forget(self, run: Run) -> None:
         """Let go of a run; what is left of its machine is ended in the background."""
         if self._run is run:
             self._run = None
-        self._gate.close()
+            self._gate.close()
         if self._hub is not None:
             self._hub.end_later(run.record, run.ownership, run.machine)
-
-    # What the machine tells (see machine.Listener)
-
-    def progress(self, step: str, seconds: float, note: str) -> None:
-        """A step of the start is done."""
-        if self._run is not None:
-            self._run.log.progress(f"{step}: {seconds:.3f} s{' ' + note if note else ''}")
-
-    def console(self, lines: list[str]) -> None:
-        """The guest wrote to its console."""
-        if self._run is not None:
-            self._run.log.console(lines)
-
-    def ready(self, told: Ready) -> None:
-        """The guest has booted and asks who it is."""
-        if self._run is not None:
-            took = self.master.reactor.seconds() - self._run.began
-            self._run.log.progress(f"guest ready after {took:.3f} s (helper {told.helper} on {told.system})")
-
-    def failed(self, error: LatentvirtError) -> None:
-        """The machine is of no more use: before it attached Buildbot asks us, afterwards we cut the line."""
-        run = self._run
-        if run is None or not run.attached:
-            self._failure = error
-            return
-        self._explain_loss(run, str(error))
-        if self.conn is not None:
-            self.conn.loseConnection()
-
-    def _explain_loss(self, run: _Run, why: str) -> None:
-        """Say in the page of each build that was lost what became of its VM."""
-        builds, run.orphans = {*run.orphans, *self._building()}, []
-        for build in builds:
-            steps = StepLog(self.master, build, LOSS)
-            steps.console(why.split("\n"))
-            steps.finish(EXCEPTION, why)
-
-    def _building(self) -> list[int]:
-        return [
-            build.buildid
-            for builder in self.botmaster.builders.values()
-            for build in builder.building
-            if build.workerforbuilder is not None and build.workerforbuilder.worker is self
-        ]
-
-    def host_in_doubt(self, detail: str) -> None:
-        """Ask an attached guest itself whether it lives; one that has not attached is given up."""
-        run = self._run
-        if run is None:
-            return
-        if self.conn is None:
-            run.machine.fail(detail)
-            return
-
-        def silent(_: Any) -> None:
-            if self._run is run:
-                run.machine.fail(f"{detail}, and the guest does not answer either")
-
-        def answers(_: Any) -> None:
-            log.msg(f"latentvirt: {self.name}: {detail}; its guest answers, so the build goes on")
-
-        asked = self.conn.remotePrint("latentvirt asks whether this worker lives")
-        asked.addTimeout(GUEST_PING_S, self.master.reactor)
-        asked.addCallbacks(answers, silent)
 
     # After the start
 
     def check_instance(self) -> tuple[bool, str]:
         """Say whether the VM that is awaited still lives; part of Buildbot's contract."""
-        if self._failure is None:
+        if self._run is None or self._run.failure is None:
             return True, ""
-        return False, str(self._failure)
+        return False, str(self._run.failure)
 
     @defer.inlineCallbacks
     def attached(self, conn: Any) -> Any:
         """Take the guest's connection; its console is free for a person from now on."""
         yield super().attached(conn)
         run = self._run
-        if run is None or self.conn is not conn:
-            return
-        run.attached = True
-        self._gate.close()
-        took = self.master.reactor.seconds() - run.began
-        run.log.progress(f"attached after {took:.3f} s")
-        yield defer.ensureDeferred(run.machine.release_console())
-        run.log.finish(SUCCESS, f"attached after {took:.1f} s")
+        if run is not None and self.conn is conn:
+            self._gate.close()
+            yield defer.ensureDeferred(run.attached())
 
     def detached(self) -> Any:
-        """Note whose connection was lost: what the VM's host says of it may come a moment later."""
-        if self._run is not None and not self._run.machine.failed_already:
-            self._run.orphans = self._building()
+        """Note that the connection is lost; part of Buildbot's contract."""
+        if self._run is not None:
+            self._run.detached()
         return super().detached()
 
     def stop_instance(self, fast: bool = False) -> defer.Deferred[bool]:
@@ -465,23 +353,15 @@ class LibVirtWorker(CompatibleLatentWorkerMixin, AbstractLatentWorker):
         if run is None or self._hub is None:
             return True
         arguments, hub = self._parts()
-        failure, self._failure = self._failure, None
-        if failure is not None:
-            self._blameless = failure.fault != "guest"
-            self._note_host(run.record, failure)
-        run.log.console(run.machine.rest_of_console())
-        run.log.finish(EXCEPTION, str(failure or GuestFailed("the worker did not attach")))
-        if run.orphans:
-            self._explain_loss(
-                run,
-                "the worker's connection was lost while its VM ran: the guest restarted, its worker ended, "
-                "or the network between failed",
-            )
+        if run.failure is not None:
+            self._blameless = run.failure.fault != "guest"
+            self._note_host(run.record, run.failure)
+        run.ended()
         hurry = fast or not self.master.running
         graceful = 0.0 if hurry else arguments.graceful_shutdown_s
         stop = defer.ensureDeferred(run.machine.stop(graceful_s=graceful))
         try:
-            await _at_most(stop, (STOP_FAST_S if hurry else STOP_S) + graceful, self.master.reactor)
+            await at_most(stop, (STOP_FAST_S if hurry else STOP_S) + graceful, self.master.reactor)
         except (LatentvirtError, defer.TimeoutError) as error:
             log.msg(f"latentvirt: {self.name}: its VM is not gone yet: {error}; going on in the background")
             hub.end_later(run.record, run.ownership, run.machine)
@@ -508,27 +388,3 @@ class LibVirtWorker(CompatibleLatentWorkerMixin, AbstractLatentWorker):
         if self._blameless and self.state is not States.SUBSTANTIATED:
             return
         super().putInQuarantine()
-
-
-def _split(kwargs: dict[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
-    """Part our arguments from Buildbot's, and set our defaults for those."""
-    ours = {key: value for key, value in kwargs.items() if key in OURS}
-    buildbots = {key: value for key, value in kwargs.items() if key not in OURS}
-    buildbots.setdefault("build_wait_timeout", 0)
-    buildbots.setdefault("missing_timeout", DEFAULT_MISSING_TIMEOUT_S)
-    buildbots.setdefault("check_instance_interval", CHECK_INSTANCE_INTERVAL_S)
-    return ours, buildbots
-
-
-async def _at_most(doing: defer.Deferred[Any], seconds: float, clock: Any) -> None:
-    """Wait for something at most so long; it goes on by itself when the time is up."""
-    waiting: defer.Deferred[Any] = defer.Deferred()
-    timer = clock.callLater(seconds, waiting.errback, defer.TimeoutError(f"{seconds:g} s are over"))
-
-    def over(result: Any) -> None:
-        if timer.active():
-            timer.cancel()
-            waiting.callback(result)
-
-    doing.addBoth(over)
-    await waiting

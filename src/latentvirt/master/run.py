@@ -1,0 +1,143 @@
+"""One start of a worker's VM and what came of it, as the build's page and Buildbot are to see it."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from buildbot.process.results import EXCEPTION, SUCCESS
+from twisted.python import log
+
+from latentvirt.errors import GuestFailed, LatentvirtError
+from latentvirt.guest import Ready
+from latentvirt.machine import Machine
+from latentvirt.master.hub import HostRecord
+from latentvirt.master.steplog import StepLog
+from latentvirt.names import Ownership
+
+GUEST_PING_S = 4.0
+"""How long an attached guest may take to answer when its host's libvirt does not."""
+
+LOSS = "VM lost"
+
+UNEXPLAINED = (
+    "the worker's connection was lost while its VM ran: the guest restarted, its worker ended, or the "
+    "network between failed"
+)
+
+
+class Run:
+    """Hear what a machine tells (`machine.Listener`); it lives from a start until its VM is gone.
+
+    Args:
+        worker: the LibVirtWorker that it is for.
+        record: the host.
+        ownership: whose the VM is, and its place.
+        steps: the step in the build's page.
+    """
+
+    def __init__(self, worker: Any, record: HostRecord, ownership: Ownership, steps: StepLog) -> None:
+        self.record = record
+        self.ownership = ownership
+        self.failure: LatentvirtError | None = None
+        """Why the VM is of no more use, if it was found so before its worker attached."""
+        self._worker = worker
+        self._machine: Machine | None = None
+        self._steps = steps
+        self._began = worker.master.reactor.seconds()
+        self._attached = False
+        # Builds whose worker's connection was lost, as long as nobody has said why.
+        self._orphans: list[int] = []
+
+    @property
+    def machine(self) -> Machine:
+        """The VM's life."""
+        assert self._machine is not None
+        return self._machine
+
+    @machine.setter
+    def machine(self, machine: Machine) -> None:
+        self._machine = machine
+
+    def say(self, line: str) -> None:
+        """Add a line to the log of the start."""
+        self._steps.progress(line)
+
+    # What the machine tells
+
+    def progress(self, step: str, seconds: float, note: str) -> None:
+        """A step of the start is done."""
+        self.say(f"{step}: {seconds:.3f} s{' ' + note if note else ''}")
+
+    def console(self, lines: list[str]) -> None:
+        """The guest wrote to its console."""
+        self._steps.console(lines)
+
+    def ready(self, told: Ready) -> None:
+        """The guest has booted and asks who it is."""
+        self.say(f"guest ready after {self._took:.3f} s (helper {told.helper} on {told.system})")
+
+    def failed(self, error: LatentvirtError) -> None:
+        """The machine is of no more use: before it attached Buildbot asks us, afterwards we cut the line."""
+        if not self._attached:
+            self.failure = error
+            return
+        self._explain_loss(str(error))
+        if self._worker.conn is not None:
+            self._worker.conn.loseConnection()
+
+    def host_in_doubt(self, detail: str) -> None:
+        """Ask an attached guest itself whether it lives; one that has not attached is given up."""
+        if self._worker.conn is None:
+            self.machine.fail(detail)
+            return
+
+        def silent(_: Any) -> None:
+            self.machine.fail(f"{detail}, and the guest does not answer either")
+
+        def answers(_: Any) -> None:
+            log.msg(f"latentvirt: {self._worker.name}: {detail}; its guest answers, so the build goes on")
+
+        asked = self._worker.conn.remotePrint("latentvirt asks whether this worker lives")
+        asked.addTimeout(GUEST_PING_S, self._worker.master.reactor)
+        asked.addCallbacks(answers, silent)
+
+    # What Buildbot tells
+
+    @property
+    def _took(self) -> float:
+        return float(self._worker.master.reactor.seconds() - self._began)
+
+    async def attached(self) -> None:
+        """The worker's connection is there: the console is free for a person from now on."""
+        self._attached = True
+        self.say(f"attached after {self._took:.3f} s")
+        await self.machine.release_console()
+        self._steps.finish(SUCCESS, f"attached after {self._took:.1f} s")
+
+    def detached(self) -> None:
+        """The connection is lost: note whose, since what the host says of it may come a moment later."""
+        if not self.machine.failed_already:
+            self._orphans = self._building()
+
+    def ended(self) -> None:
+        """The VM is about to be ended: say what has not been said."""
+        self.console(self.machine.rest_of_console())
+        self._steps.finish(EXCEPTION, str(self.failure or GuestFailed("the worker did not attach")))
+        if self._orphans:
+            self._explain_loss(UNEXPLAINED)
+
+    def _explain_loss(self, why: str) -> None:
+        """Say in the page of each build that was lost what became of its VM."""
+        builds, self._orphans = {*self._orphans, *self._building()}, []
+        for build in builds:
+            steps = StepLog(self._worker.master, build, LOSS)
+            steps.console(why.split("\n"))
+            steps.finish(EXCEPTION, why)
+
+    def _building(self) -> list[int]:
+        return [
+            build.buildid
+            for builder in self._worker.botmaster.builders.values()
+            for build in builder.building
+            if build.workerforbuilder is not None and build.workerforbuilder.worker is self._worker
+        ]
