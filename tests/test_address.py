@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from latentvirt.address import USER_MODE_HOST, master_host, master_port
+from latentvirt.address import USER_MODE_HOST, master_host, master_port, split_address
 from latentvirt.domainxml import NetworkUse
 
 
@@ -56,3 +56,20 @@ def test_master_host(
 def test_master_port(portstr: str | int, port: int | None) -> None:
     """The port is found in what Buildbot takes for one; none is made up."""
     assert master_port(portstr) == port
+
+
+@pytest.mark.parametrize(
+    ("given", "parts"),
+    [
+        (None, (None, None)),
+        ("", (None, None)),
+        ("master.example", ("master.example", None)),
+        ("master.example:9999", ("master.example", 9999)),
+        ("10.0.2.2:9989", ("10.0.2.2", 9989)),
+        ("fd00::2", ("fd00::2", None)),
+        ("[fd00::2]:9989", ("[fd00::2]", 9989)),
+    ],
+)
+def test_split_address(given: str | None, parts: tuple[str | None, int | None]) -> None:
+    """A master's address may name a port; an IPv6 address is not taken apart."""
+    assert split_address(given) == parts

@@ -330,6 +330,22 @@ def test_a_guest_learns_who_it_is(scene: Scene) -> None:
     run(machine.stop())
 
 
+def test_guest_is_heard_again_after_its_host_was_away(scene: Scene) -> None:
+    """A guest that asks who it is after the connection to its host broke and came back is told."""
+    guest = FakeGuest()
+    scene.inspector.guests = lambda domain: guest
+    machine = scene.machine()
+    run(machine.start())
+    scene.ear.lines.until(lambda lines: "booting" in lines)
+    scene.inspector.break_connections()
+    scene.ear.lines.until(lambda lines: any("the host was away" in line for line in lines))
+    run(machine.host.domains())
+    while guest.identity is None:
+        guest.say("ready", helper="fake", system="fake")
+        run(machine.host.domains())
+    run(machine.stop())
+
+
 def test_no_secret_reaches_the_log(scene: Scene) -> None:
     """Neither console nor helper can put a password into the build's page."""
 

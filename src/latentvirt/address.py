@@ -31,6 +31,14 @@ def master_host(
     return fallback
 
 
+def split_address(given: str | None) -> tuple[str | None, int | None]:
+    """Part what a person wrote as ``host`` or ``host:port``; a bare IPv6 address has no port."""
+    found = re.fullmatch(r"(\[[^\]]+\]|[^:]+):(\d+)", given or "")
+    if found:
+        return found.group(1), int(found.group(2))
+    return given or None, None
+
+
 def master_port(portstr: str | int) -> int | None:
     """Read the TCP port from Buildbot's ``protocols['pb']['port']``.
 

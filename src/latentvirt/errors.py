@@ -112,6 +112,13 @@ class AlreadyExists(HostError):
     """The host has something of that name already."""
 
 
+class Refused(HostError):
+    """The host understood what was asked for and will never do it."""
+
+    retry = False
+    fault = "config"
+
+
 class ImageError(LatentvirtError):
     """An image is missing, unreadable for the hypervisor, or not of the format that was said."""
 
@@ -127,7 +134,7 @@ class ForeignDomain(LatentvirtError):
 class NotProven(LatentvirtError):
     """The domain that libvirt made differs from the one that was asked for; it was not resumed."""
 
-    retry = True
+    fault = "config"
 
 
 class GuestFailed(LatentvirtError):

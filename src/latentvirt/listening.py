@@ -83,6 +83,8 @@ class Listening:
         self._console: ByteStream | None = None
         self._channel: ByteStream | None = None
         self._told_at: float | None = None
+        self._open = False
+        self._broken = False
 
     def hide(self, secret: str) -> None:
         """Keep one more secret out of the console's log from now on."""
@@ -96,12 +98,32 @@ class Listening:
             console: whether it has a console that can be opened.
             channel: whether it has the channel.
         """
+        self._open = True
         if console:
-            self._console = await self._host.open_console(uuid, self._on_console, lambda: None)
+            self._console = await self._host.open_console(uuid, self._on_console, self._on_end)
         else:
             self._listener.console(["[latentvirt: this domain has no serial console that could be shown]"])
         if channel:
-            self._channel = await self._host.open_channel(uuid, CHANNEL_PORT, self._on_channel, lambda: None)
+            self._channel = await self._host.open_channel(uuid, CHANNEL_PORT, self._on_channel, self._on_end)
+
+    def _on_end(self) -> None:
+        self._broken = True
+
+    async def open_again(self, uuid: str) -> None:
+        """Attach once more to what ended with a connection to the host that is back now.
+
+        Args:
+            uuid: of the domain.
+        """
+        if not self._open or not self._broken:
+            return
+        self._broken = False
+        console, channel = self._console, self._channel
+        for stream in (console, channel):
+            if stream is not None:
+                await self._host.close_stream(stream)
+        self._listener.console(["[latentvirt: the host was away; what was said meanwhile is not here]"])
+        await self.open(uuid, console=console is not None, channel=channel is not None)
 
     def _on_console(self, data: bytes) -> None:
         lines = self._log.feed(data)
@@ -146,6 +168,7 @@ class Listening:
 
     async def close(self) -> None:
         """Let go of console and channel, so that a person can take the console."""
+        self._open = False
         console, self._console = self._console, None
         if console is not None:
             self._listener.console(self.rest())

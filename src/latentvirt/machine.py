@@ -313,6 +313,11 @@ class Machine:
             self.fail(news.detail)
         elif news.condition.is_end:
             self.fail(news.detail)
+        elif self._uuid is not None:
+            again = defer.ensureDeferred(self._listening.open_again(self._uuid))
+            again.addErrback(
+                lambda failure: self.fail(f"the guest cannot be heard any more: {failure.value}")
+            )
 
     def fail(self, what: str) -> None:
         """Declare the machine of no use, and tell the listener, once.

@@ -5,12 +5,14 @@ from __future__ import annotations
 from collections.abc import Callable
 
 from latentvirt import domainxml
+from latentvirt.errors import NotFresh
 from latentvirt.host import Host
 from latentvirt.names import FileName, Ownership
 from latentvirt.spec import MachineSpec
 from latentvirt.storage import Storage, backing_chain
 
 BYTES_PER_MIB = 1024 * 1024
+DEVICES = "/dev/"
 
 
 async def make_overlays(
@@ -54,6 +56,12 @@ async def make_overlays(
             role = f"disk {disk.target}"
         else:
             continue
+        if path.startswith(DEVICES):
+            raise NotFresh(
+                f"the {role} is the device {path}, over which latentvirt makes no overlays",
+                remedy=f"use an image file, or allow_shared={{{disk.target!r}}} if builds may meet there",
+                host=host.uri,
+            )
         chain, capacity = await backing_chain(storage, path, given, host=host.uri, role=role)
         if disk.system and spec.kind == "generated" and spec.size.disk is not None:
             capacity = max(capacity, spec.size.disk * BYTES_PER_MIB)

@@ -6,7 +6,7 @@ from typing import Any
 
 import libvirt
 
-from latentvirt.errors import AlreadyExists, HostError, HostUnreachable, NotFound
+from latentvirt.errors import AlreadyExists, HostError, HostUnreachable, NotFound, Refused
 from latentvirt.host.views import Condition, DomainNews
 
 _NOT_FOUND = {
@@ -16,6 +16,12 @@ _NOT_FOUND = {
     libvirt.VIR_ERR_NO_STORAGE_VOL,
 }
 _EXISTS = {libvirt.VIR_ERR_DOM_EXIST, libvirt.VIR_ERR_STORAGE_VOL_EXIST}
+_REFUSED = {
+    libvirt.VIR_ERR_CONFIG_UNSUPPORTED,
+    libvirt.VIR_ERR_XML_DETAIL,
+    libvirt.VIR_ERR_XML_ERROR,
+    libvirt.VIR_ERR_XML_INVALID_SCHEMA,
+}
 _UNREACHABLE = {
     libvirt.VIR_ERR_AUTH_CANCELLED,
     libvirt.VIR_ERR_AUTH_FAILED,
@@ -46,6 +52,8 @@ def error_from(error: BaseException, what: str, *, host: str, domain: str = "") 
         kind = NotFound
     elif code in _EXISTS:
         kind = AlreadyExists
+    elif code in _REFUSED:
+        kind = Refused
     elif code in _UNREACHABLE:
         kind = HostUnreachable
     return kind(f"could not {what}: {said}", code=code or 0, host=host, domain=domain)

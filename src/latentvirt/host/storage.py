@@ -98,7 +98,9 @@ def look_at_image(connection: Any, path: str, probe_pool: str) -> ImageView:
             raise
     folder, name = posixpath.split(path)
     for pool in connection.listAllStoragePools(libvirt.VIR_CONNECT_LIST_STORAGE_POOLS_ACTIVE):
-        if text_at(pool.XMLDesc(0), "target/path") == folder:
+        if pool.name() == probe_pool:
+            pool.destroy()  # left by a process that died while it looked
+        elif text_at(pool.XMLDesc(0), "target/path") == folder:
             # Somebody's active pool has not seen the file yet; two pools on one folder would be worse.
             pool.refresh(0)
             return _image_view(pool.storageVolLookupByName(name), path)

@@ -15,7 +15,7 @@ from buildbot.worker.latent import AbstractLatentWorker, States
 from twisted.internet import defer
 from twisted.python import log
 
-from latentvirt.address import master_host, master_port
+from latentvirt.address import master_host, master_port, split_address
 from latentvirt.domainxml import NetworkUse
 from latentvirt.errors import (
     BadXML,
@@ -286,10 +286,10 @@ class LibVirtWorker(CompatibleLatentWorkerMixin, AbstractLatentWorker):
 
     def _identify(self, use: NetworkUse, network_address: str | None) -> Identity:
         arguments, _ = self._parts()
-        given, _, port = (arguments.master_fqdn or "").partition(":")
+        given, port = split_address(arguments.master_fqdn)
         host = master_host(
             use,
-            given=given or None,
+            given=given,
             host_is_local=arguments.connection.is_local,
             network_address=network_address,
             fallback=socket.getfqdn(),
