@@ -124,8 +124,18 @@ class Master:
         with open(self.folder / "output", "ab") as output:
             self.process = subprocess.Popen(
                 # libvirt waits for its QEMUs to be reaped; where process 1 is slow at that, tini is not.
-                [*self._as_user(), "tini", "-s", "--", sys.executable, "-c", TWISTD, "--nodaemon", "--no_save",
-                 "--python=buildbot.tac"],
+                [
+                    *self._as_user(),
+                    "tini",
+                    "-s",
+                    "--",
+                    sys.executable,
+                    "-c",
+                    TWISTD,
+                    "--nodaemon",
+                    "--no_save",
+                    "--python=buildbot.tac",
+                ],
                 cwd=self.folder,
                 stdin=subprocess.DEVNULL,
                 stdout=output,

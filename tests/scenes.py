@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import TypeVar
 
 import attrs
+
 from guests import BusyBoxGuest, DebianGuest, busybox_guest, debian_image
 from masters import Master
 from privatelibvirt import PrivateLibvirtd, private_libvirtd

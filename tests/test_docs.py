@@ -24,7 +24,7 @@ from click.testing import CliRunner
 from latentvirt import Connection, Size, errors, names
 from latentvirt.cli import main
 from latentvirt.cli.xml import xml
-from latentvirt.master.arguments import LATENT_ARGUMENTS, OURS, read_arguments
+from latentvirt.master.arguments import LATENT_ARGUMENTS, OURS, read_arguments, split_arguments
 
 ROOT = Path(__file__).resolve().parent.parent
 SOURCE = ROOT / "src" / "latentvirt"
@@ -151,6 +151,18 @@ def test_an_arguments_default_is_as_documented(argument: str) -> None:
     found = re.search(r"Default: ``(.+?)``", documented)
     assert found is not None
     assert ast.literal_eval(found[1]) == inspect.signature(read_arguments).parameters[argument].default
+
+
+def test_what_we_set_of_buildbots_arguments_is_as_documented() -> None:
+    """The reference says which of Buildbot's own arguments have other defaults here."""
+    documented = terms(section(page("reference/arguments.rst"), "LibVirtWorker"))
+    _, set_by_us = split_arguments({})
+    told = {
+        name: ast.literal_eval(found[1])
+        for name in BUILDBOTS | set(LATENT_ARGUMENTS)
+        if (found := re.search(r"Default: ``(.+?)``", documented[name]))
+    }
+    assert told == set_by_us
 
 
 @pytest.mark.parametrize("value", [Connection, Size])

@@ -222,7 +222,7 @@ def test_a_host_that_opens_and_answers_nothing_is_asked_with_pauses(
     for _ in range(3):
         fake.inspector.trouble.fail_next("lookupByUUIDString", libvirt.VIR_ERR_RPC)
     fake.inspector.break_connections()
-    news.until(lambda said: [item.condition for item in said] == [Condition.PAUSED])
+    news.until(lambda said: [item.condition for item in said] == [Condition.HOST_BACK, Condition.PAUSED])
     assert len(pauses.all) == 3
     assert fake.inspector.trouble.calls.count("open") == opened + 4
 

@@ -9,6 +9,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+
 import scenes
 from masters import CANCELLED, RETRY, Master
 from scenes import Stage, running
@@ -22,17 +23,20 @@ BUSYBOX_UP_S = 30
 
 @pytest.fixture(scope="module")
 def stage() -> Iterator[Stage]:
+    """A host, shared by the tests here."""
     with scenes.stage() as stage:
         yield stage
 
 
 @pytest.fixture(autouse=True)
 def cleared(stage: Stage) -> Iterator[None]:
+    """Leave nothing of one test to the next."""
     yield
     stage.clear()
 
 
 def worker(arguments: str, *commands: str, more: str = "") -> str:
+    """Write the config of one worker and its builder."""
     steps = "".join(f", {command!r}" for command in commands or ("true",))
     return f"""
     c['workers'].append(LibVirtWorker({arguments}{more}))
@@ -41,6 +45,7 @@ def worker(arguments: str, *commands: str, more: str = "") -> str:
 
 
 def start_log(master: Master, build: dict[str, object]) -> str:
+    """Return how a build's VM started."""
     return master.text(build, "start VM", "progress")
 
 

@@ -9,6 +9,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
+
 import scenes
 from masters import EXCEPTION, RETRY, SUCCESS, Master
 from scenes import Fingerprint, Stage, fast_domain, running
@@ -22,17 +23,20 @@ START_DEADLINE_S = 60
 
 @pytest.fixture(scope="module")
 def stage() -> Iterator[Stage]:
+    """A host, shared by the tests here."""
     with scenes.stage() as stage:
         yield stage
 
 
 @pytest.fixture(autouse=True)
 def cleared(stage: Stage) -> Iterator[None]:
+    """Leave nothing of one test to the next."""
     yield
     stage.clear()
 
 
 def worker(arguments: str, name: str, *commands: str, more: str = "") -> str:
+    """Write the config of one worker and its builder."""
     steps = "".join(f", {command!r}" for command in commands or ("true",))
     return f"""
 c['workers'].append(LibVirtWorker({arguments}{more}))
@@ -155,7 +159,7 @@ def test_mute_daemon_costs_only_its_own_builds(stage: Stage, tmp_path: Path) -> 
 
 
 def test_stopped_daemon_costs_only_its_own_builds(stage: Stage, tmp_path: Path) -> None:
-    """libvirtd under SIGSTOP: its build is tried again, another host's goes on, the master exits soon."""
+    """Libvirtd under SIGSTOP: its build is tried again, another host's goes on, the master exits soon."""
     with scenes.stage() as other:
         config = worker(stage.given("minion1", stage.images, stage.busybox), "stopped") + worker(
             other.given("minion2", other.images, other.debian), "b"
@@ -241,7 +245,7 @@ builder('b', ['minion1'], 'true')
         files = stage.files()
         one.kill()
         one.start()
-        one.wait_for(lambda: len(set(files) & set(stage.files())) == 1, 30, "the sweep of the first one's file")
+        one.wait_for(lambda: len(set(files) & set(stage.files())) == 1, 30, "the first one's sweep")
         one.terminate()
         assert len(stage.domains()) == 1, "the second master's VM is still there"
     stage.assert_nothing_left()

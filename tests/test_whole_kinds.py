@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+
 import scenes
 from masters import SUCCESS, Master
 from scenes import Fingerprint, Stage, fast_domain, running
@@ -17,11 +18,13 @@ LOOK_AND_MARK = "if [ -e $HOME/mark ]; then echo used before; exit 1; fi; echo m
 
 @pytest.fixture
 def stage() -> Iterator[Stage]:
+    """A host of the test's own."""
     with scenes.stage(user="libvirt-qemu") as stage:
         yield stage
 
 
 def two_builds(master: Master) -> None:
+    """Run two builds that must not see each other's mark."""
     for _ in range(2):
         build = master.finished(master.force("b"))
         assert build["results"] == SUCCESS, master.text(build, "start VM", "progress") + master.log()[-3000:]
@@ -30,7 +33,7 @@ def two_builds(master: Master) -> None:
 def test_predefined_domain_stays_as_it_is_and_its_builds_do_not_see_each_other(
     stage: Stage, tmp_path: Path
 ) -> None:
-    """A predefined domain runs each build on a disk of its own, and its definition and images are untouched."""
+    """A predefined domain runs each build on a new disk; its definition and images are untouched."""
     disk = stage.images / "minion1"
     xml = tmp_path / "minion1.xml"
     xml.write_text(fast_domain("minion1", disk, stage.debian))

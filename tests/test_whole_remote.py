@@ -9,6 +9,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+
 import scenes
 from masters import SUCCESS
 from privatelibvirt import loopback_sshd
@@ -23,6 +24,7 @@ LOOK_AND_MARK = "if [ -e $HOME/mark ]; then echo used before; exit 1; fi; echo m
 
 @pytest.fixture
 def stage() -> Iterator[Stage]:
+    """A host of the test's own."""
     with scenes.stage() as stage:
         yield stage
 

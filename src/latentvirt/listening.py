@@ -84,7 +84,6 @@ class Listening:
         self._channel: ByteStream | None = None
         self._told_at: float | None = None
         self._open = False
-        self._broken = False
 
     def hide(self, secret: str) -> None:
         """Keep one more secret out of the console's log from now on."""
@@ -100,24 +99,20 @@ class Listening:
         """
         self._open = True
         if console:
-            self._console = await self._host.open_console(uuid, self._on_console, self._on_end)
+            self._console = await self._host.open_console(uuid, self._on_console, lambda: None)
         else:
             self._listener.console(["[latentvirt: this domain has no serial console that could be shown]"])
         if channel:
-            self._channel = await self._host.open_channel(uuid, CHANNEL_PORT, self._on_channel, self._on_end)
-
-    def _on_end(self) -> None:
-        self._broken = True
+            self._channel = await self._host.open_channel(uuid, CHANNEL_PORT, self._on_channel, lambda: None)
 
     async def open_again(self, uuid: str) -> None:
-        """Attach once more to what ended with a connection to the host that is back now.
+        """Attach once more, after the streams ended with a connection to the host, which is back now.
 
         Args:
             uuid: of the domain.
         """
-        if not self._open or not self._broken:
+        if not self._open:
             return
-        self._broken = False
         console, channel = self._console, self._channel
         for stream in (console, channel):
             if stream is not None:

@@ -313,7 +313,7 @@ class Machine:
             self.fail(news.detail)
         elif news.condition.is_end:
             self.fail(news.detail)
-        elif self._uuid is not None:
+        elif news.condition is Condition.HOST_BACK and self._uuid is not None:
             again = defer.ensureDeferred(self._listening.open_again(self._uuid))
             again.addErrback(
                 lambda failure: self.fail(f"the guest cannot be heard any more: {failure.value}")

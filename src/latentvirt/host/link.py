@@ -360,6 +360,8 @@ class Link:
             except LatentvirtError as error:
                 logger.warning("%s: a domain's state stays unknown: %s", self.uri, error)
                 continue
+            if watch in self.watches and not news.condition.is_end:
+                watch.tell(DomainNews(Condition.HOST_BACK, "the host is back"))
             if watch in self.watches:
                 watch.tell(news)
 

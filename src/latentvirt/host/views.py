@@ -18,11 +18,12 @@ class Condition(enum.Enum):
     CRASHED = "crashed"
     ENDED = "ended"
     HOST_LOST = "host lost"
+    HOST_BACK = "host back"
 
     @property
     def is_end(self) -> bool:
         """Whether no build can go on in such a domain."""
-        return self not in (Condition.RUNNING, Condition.PAUSED)
+        return self not in (Condition.RUNNING, Condition.PAUSED, Condition.HOST_BACK)
 
 
 @attrs.frozen
