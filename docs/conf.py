@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import re
 import sys
 from pathlib import Path
-from typing import Any
 
 sys.path.insert(0, str(Path(__file__).parent.parent / "src"))
 
@@ -31,15 +29,3 @@ html_theme_options = {
     "page_width": "64em",
 }
 html_show_sourcelink = False
-
-
-def _keep_underscores(
-    app: object, what: str, name: str, obj: object, options: object, lines: list[str]
-) -> None:
-    """Let words such as VIR_ERR_... stay words; in reStructuredText a trailing underscore makes a link."""
-    lines[:] = [re.sub(r"(?<![`\w])((?:[A-Z]+_)*[A-Z]+)_(?=[^\w`])", r"\1\\_", line) for line in lines]
-
-
-def setup(app: Any) -> None:
-    """Hear of each docstring before napoleon does."""
-    app.connect("autodoc-process-docstring", _keep_underscores, priority=400)

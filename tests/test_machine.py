@@ -346,6 +346,18 @@ def test_guest_is_heard_again_after_its_host_was_away(scene: Scene) -> None:
     run(machine.stop())
 
 
+def test_a_domain_that_another_build_has_is_left_alone(scene: Scene) -> None:
+    """A start whose place another build's VM has, by another name of the same host, does not end that VM."""
+    first = scene.machine()
+    run(first.start())
+    second = scene.machine(Ownership(OWNER, "slot1", "aaaaaaaaaaaa"))
+    second.claimed = lambda start: start == OURS.start
+    with pytest.raises(ForeignDomain, match="another build has"):
+        run(second.start())
+    assert scene.inspector.running() == [NAME]
+    run(first.stop())
+
+
 def test_no_secret_reaches_the_log(scene: Scene) -> None:
     """Neither console nor helper can put a password into the build's page."""
 

@@ -68,12 +68,6 @@ class NotFresh(ConfigError):
     """A start would write to something that outlives it, and nobody has allowed that."""
 
 
-class ImpossibleWish(LatentvirtError):
-    """This build asks for what no host can give."""
-
-    fault = "build"
-
-
 class TooManyTries(LatentvirtError):
     """This build was tried as often as a build is tried."""
 
@@ -84,7 +78,7 @@ class HostError(LatentvirtError):
     """The host said no, or its answer made no sense.
 
     Args:
-        code: libvirt's error number (VIR_ERR_...), 0 if it was none of libvirt's.
+        code: libvirt's error number (``VIR_ERR_...``), 0 if it was none of libvirt's.
     """
 
     retry = True

@@ -47,6 +47,7 @@ class Machine:
         identify: says who the guest is to be, given the network of its domain and the host's address there.
         clock: for durations and pauses (IReactorTime).
         now: seconds since the epoch.
+        claimed: tells of a start's id whether a build has its VM.
         secrets: what must not be seen in the console's log.
     """
 
@@ -58,6 +59,7 @@ class Machine:
     identify: Callable[[domainxml.NetworkUse, str | None], Identity]
     clock: Any
     now: Callable[[], float]
+    claimed: Callable[[str], bool] = lambda start: False
     secrets: tuple[str, ...] = ()
 
     name: str = attrs.field(init=False, default="")
@@ -201,7 +203,14 @@ class Machine:
                     domain=self.name,
                     remedy=f"end it (virsh -c '{self.host.uri}' shutdown '{self.name}'), or rename one",
                 )
-            await self.host.destroy(there.uuid)
+            if self.claimed(held.start):
+                raise ForeignDomain(
+                    f"another build has the domain {self.name!r}; it was left alone",
+                    host=self.host.uri,
+                    domain=self.name,
+                    remedy="name each host by one URI only",
+                )
+            await self.host.destroy(there.uuid, only=held)
         if there.persistent and self.spec.kind != "predefined":
             raise ForeignDomain(
                 f"a domain {self.name!r} is defined on the host and is not ours; it was left alone",

@@ -74,7 +74,6 @@ class Hub(SharedService):
         self._records: dict[str, HostRecord] = {}
         self._tries: OrderedDict[int, int] = OrderedDict()
         self._state: HubState | None = None
-        self._starting: defer.Deferred[Any] | None = None
         self._sweeps = task.LoopingCall(self._sweep_all)
         self._background: set[defer.Deferred[Any]] = set()
         self.driver: Any = None
@@ -185,6 +184,16 @@ class Hub(SharedService):
         record.living[ownership.start] = ownership
         return ownership
 
+    def is_living(self, start: str) -> bool:
+        """Say whether a start is under way or its VM in use, on whichever host: one may have two names."""
+        return any(start in record.living for record in self._records.values())
+
+    def is_claimed(self, start: str) -> bool:
+        """Say whether a build has a start's VM; one that is only waited for to be gone, nobody claims."""
+        return any(
+            start in record.living and start not in record.ending for record in self._records.values()
+        )
+
     def end(self, record: HostRecord, ownership: Ownership) -> None:
         """Note that a start's VM is gone, or left to the sweep; its place is free."""
         record.ending.discard(ownership.start)
@@ -268,7 +277,7 @@ class Hub(SharedService):
             return
         for folder in self._state.folders(record.host.uri):
             await self._use_folder(record, folder)
-        swept = await sweep(record.host, self.owner, list(record.storages), record.living.__contains__)
+        swept = await sweep(record.host, self.owner, list(record.storages), self.is_living)
         if swept:
             logger.warning("%s: removed what was left there: %s", record.host.uri, swept)
         for storage in list(record.storages.values()):

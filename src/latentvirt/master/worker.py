@@ -231,6 +231,7 @@ class LibVirtWorker(CompatibleLatentWorkerMixin, AbstractLatentWorker):
             ownership=ownership,
             listener=run,
             identify=self._identify,
+            claimed=hub.is_claimed,
             clock=self.master.reactor,
             now=time.time,
             secrets=(self._gate.static or "",),

@@ -18,7 +18,7 @@ def libvirt_error(code: int, message: str, *, errno: int = -1) -> libvirt.libvir
     """Make the exception that libvirt-python raises.
 
     Args:
-        code: libvirt's number (VIR_ERR_...).
+        code: libvirt's number (``VIR_ERR_...``).
         message: as libvirt words it.
         errno: the system's number, which libvirt hands on as ``int1``.
     """
