@@ -19,7 +19,7 @@ FLOORS = (
     {"master"},
     {"placement"},
     {"machine"},
-    {"preparing", "listening"},
+    {"describing", "preparing", "listening"},
     {"sweep"},
     {"storage"},
     {"host"},

@@ -10,6 +10,7 @@ import attrs
 from twisted.internet import defer
 
 from latentvirt import domainxml
+from latentvirt.describing import clear_place, describe, domain_of
 from latentvirt.errors import (
     ForeignDomain,
     GuestFailed,
@@ -17,13 +18,12 @@ from latentvirt.errors import (
     HostUnreachable,
     ImageError,
     LatentvirtError,
-    NotFound,
     StartCancelled,
 )
 from latentvirt.guest import Identity
 from latentvirt.host import Condition, Created, DomainNews, Host, Watch
 from latentvirt.listening import Listener, Listening
-from latentvirt.names import FileName, Ownership, generated_domain_name
+from latentvirt.names import FileName, Ownership
 from latentvirt.preparing import make_overlays, make_vars
 from latentvirt.spec import MachineSpec
 from latentvirt.storage import Storage, what_blocks
@@ -89,11 +89,6 @@ class Machine:
             secrets=self.secrets,
         )
 
-    @staticmethod
-    def domain_of(spec: MachineSpec) -> str:
-        """Name the domain of a spec that is predefined or given: it keeps its own name."""
-        return (domainxml.domain_name(spec.xml) if spec.xml else None) or spec.worker
-
     @property
     def _has_channel(self) -> bool:
         return self.spec.identity in ("auto", "channel")
@@ -142,6 +137,7 @@ class Machine:
         return result
 
     async def _start(self) -> None:
+        self.name = domain_of(self.spec, self.ownership)
         original = await self._step("describe", self._describe())
         await self._look_at_network(original)
         overlays, vars_path = await self._step("overlay", self._make_files(original))
@@ -161,63 +157,8 @@ class Machine:
         self._resumed = True
 
     async def _describe(self) -> str:
-        """Say what the domain would be without us, and clear its place of what is left of ours."""
-        spec = self.spec
-        self.name = (
-            generated_domain_name(self.ownership.owner, self.ownership.slot)
-            if spec.kind == "generated"
-            else self.domain_of(spec)
-        )
-        await self._clear_place()
-        if spec.kind == "predefined":
-            try:
-                return await self.host.definition(self.name)
-            except NotFound as error:
-                raise ForeignDomain(
-                    f"there is no domain {self.name!r} to start",
-                    host=self.host.uri,
-                    domain=self.name,
-                    remedy="define it (virsh define, virt-manager), or give xml=, or give a size=",
-                ) from error
-        if spec.kind == "xml":
-            return spec.xml or ""
-        return domainxml.generate(
-            name=self.name,
-            uuid=str(uuids.uuid4()),
-            capabilities=await self.host.capabilities(),
-            size=spec.size,
-            network=spec.network,
-            virt_type=spec.virt_type,
-        )
-
-    async def _clear_place(self) -> None:
-        there = await self.host.domain(self.name)
-        if there is None:
-            return
-        if there.active:
-            held = there.ownership
-            if held is None or (held.owner, held.slot) != (self.ownership.owner, self.ownership.slot):
-                raise ForeignDomain(
-                    f"a domain {self.name!r} runs already and is not ours; it was left alone",
-                    host=self.host.uri,
-                    domain=self.name,
-                    remedy=f"end it (virsh -c '{self.host.uri}' shutdown '{self.name}'), or rename one",
-                )
-            if self.claimed(held.start):
-                raise ForeignDomain(
-                    f"another build has the domain {self.name!r}; it was left alone",
-                    host=self.host.uri,
-                    domain=self.name,
-                    remedy="name each host by one URI only",
-                )
-            await self.host.destroy(there.uuid, only=held)
-        if there.persistent and self.spec.kind != "predefined":
-            raise ForeignDomain(
-                f"a domain {self.name!r} is defined on the host and is not ours; it was left alone",
-                host=self.host.uri,
-                domain=self.name,
-                remedy="leave xml= and size= out to use it, or undefine it, or give yours another name",
-            )
+        await clear_place(self.host, self.spec, self.ownership, self.claimed)
+        return await describe(self.host, self.spec, self.ownership)
 
     async def _look_at_network(self, xml: str) -> None:
         self._network = domainxml.network_of(xml)

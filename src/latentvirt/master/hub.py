@@ -190,9 +190,7 @@ class Hub(SharedService):
 
     def is_claimed(self, start: str) -> bool:
         """Say whether a build has a start's VM; one that is only waited for to be gone, nobody claims."""
-        return any(
-            start in record.living and start not in record.ending for record in self._records.values()
-        )
+        return any(start in record.living and start not in record.ending for record in self._records.values())
 
     def end(self, record: HostRecord, ownership: Ownership) -> None:
         """Note that a start's VM is gone, or left to the sweep; its place is free."""

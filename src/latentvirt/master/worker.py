@@ -16,6 +16,7 @@ from twisted.internet import defer
 from twisted.python import log
 
 from latentvirt.address import master_host, master_port, split_address
+from latentvirt.describing import own_name
 from latentvirt.domainxml import NetworkUse
 from latentvirt.errors import (
     BadXML,
@@ -283,7 +284,7 @@ class LibVirtWorker(CompatibleLatentWorkerMixin, AbstractLatentWorker):
     def _slot(self, spec: MachineSpec) -> str | None:
         if spec.kind == "generated":
             return None
-        return slot_of_domain(Machine.domain_of(spec))
+        return slot_of_domain(own_name(spec))
 
     def _identify(self, use: NetworkUse, network_address: str | None) -> Identity:
         arguments, _ = self._parts()

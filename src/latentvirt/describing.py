@@ -1,0 +1,97 @@
+"""What a domain would be without us, and its place on the host cleared of what is left of ours."""
+
+from __future__ import annotations
+
+import uuid as uuids
+from collections.abc import Callable
+
+from latentvirt import domainxml
+from latentvirt.errors import ForeignDomain, NotFound
+from latentvirt.host import Host
+from latentvirt.names import Ownership, generated_domain_name
+from latentvirt.spec import MachineSpec
+
+
+def own_name(spec: MachineSpec) -> str:
+    """Name the domain of a spec that is predefined or given: it keeps its own name."""
+    return (domainxml.domain_name(spec.xml) if spec.xml else None) or spec.worker
+
+
+def domain_of(spec: MachineSpec, ownership: Ownership) -> str:
+    """Name the domain that a start makes."""
+    if spec.kind == "generated":
+        return generated_domain_name(ownership.owner, ownership.slot)
+    return own_name(spec)
+
+
+async def describe(host: Host, spec: MachineSpec, ownership: Ownership) -> str:
+    """Return the domain's XML as the person wrote it, or as it is generated for the host.
+
+    Raises:
+        ForeignDomain: it is to be predefined, and is not.
+    """
+    name = domain_of(spec, ownership)
+    if spec.kind == "predefined":
+        try:
+            return await host.definition(name)
+        except NotFound as error:
+            raise ForeignDomain(
+                f"there is no domain {name!r} to start",
+                host=host.uri,
+                domain=name,
+                remedy="define it (virsh define, virt-manager), or give xml=, or give a size=",
+            ) from error
+    if spec.kind == "xml":
+        return spec.xml or ""
+    return domainxml.generate(
+        name=name,
+        uuid=str(uuids.uuid4()),
+        capabilities=await host.capabilities(),
+        size=spec.size,
+        network=spec.network,
+        virt_type=spec.virt_type,
+    )
+
+
+async def clear_place(
+    host: Host, spec: MachineSpec, ownership: Ownership, claimed: Callable[[str], bool]
+) -> None:
+    """End what an earlier start of ours left under the domain's name.
+
+    Args:
+        host: where.
+        spec: what is to be started.
+        ownership: whose it will be.
+        claimed: tells of a start's id whether a build has its VM.
+
+    Raises:
+        ForeignDomain: what is there is not ours to end; it was left alone.
+    """
+    name = domain_of(spec, ownership)
+    there = await host.domain(name)
+    if there is None:
+        return
+    if there.active:
+        held = there.ownership
+        if held is None or (held.owner, held.slot) != (ownership.owner, ownership.slot):
+            raise ForeignDomain(
+                f"a domain {name!r} runs already and is not ours; it was left alone",
+                host=host.uri,
+                domain=name,
+                remedy=f"end it (virsh -c '{host.uri}' shutdown '{name}'), or rename one",
+            )
+        if claimed(held.start):
+            raise ForeignDomain(
+                f"another build has the domain {name!r}; it was left alone",
+                host=host.uri,
+                domain=name,
+                remedy="name each host by one URI only",
+            )
+        await host.destroy(there.uuid, only=held)
+    if there.persistent and spec.kind != "predefined":
+        raise ForeignDomain(
+            f"a domain {name!r} is defined on the host and is not ours; it was left alone",
+            host=host.uri,
+            domain=name,
+            remedy="leave xml= and size= out to use it, or undefine it, or give yours another name",
+        )
