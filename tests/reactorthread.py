@@ -43,12 +43,17 @@ def run(doing: Coroutine[Any, Any, T], timeout: float = PATIENCE_S) -> T:
 
 
 def on_reactor(call: Callable[[], T], timeout: float = PATIENCE_S) -> T:
-    """Call something on the reactor's thread and return its result."""
+    """Call something on the reactor's thread and return its result; a Deferred is returned as it is."""
+    future: Future[T] = Future()
 
-    async def doing() -> T:
-        return call()
+    def begin() -> None:
+        try:
+            future.set_result(call())
+        except BaseException as error:
+            future.set_exception(error)
 
-    return run(doing(), timeout)
+    start().callFromThread(begin)
+    return future.result(timeout)
 
 
 class Heard(Generic[T]):
