@@ -88,3 +88,42 @@ def test_generated_domain_boots_the_image_by_itself(stage: Stage, tmp_path: Path
         stage.assert_nothing_left()
     stage.assert_all_gone()
     assert Fingerprint.of(stage.base) == base
+
+
+def test_uefi_variables_are_new_for_each_start_and_gone_afterwards(stage: Stage, tmp_path: Path) -> None:
+    """A domain with UEFI gets variables of its own for each build, and none of their files is left."""
+    disk = stage.images / "minion1"
+    xml = fast_domain("minion1", disk, stage.debian).replace("<os>", "<os firmware='efi'>")
+    config = f"""
+    c['workers'].append(LibVirtWorker(
+        'minion1', 'sekrit', {stage.libvirtd.uri!r}, {str(disk)!r}, {str(stage.base)!r}, xml={xml!r}))
+    builder('b', ['minion1'], {LOOK_AND_MARK!r}, 'sleep 2')
+    """
+    with running(tmp_path / "master", config) as master:
+        request = master.force("b")
+        master.wait_for(lambda: any(".vars.nvram" in name for name in stage.files()), 60, "the variables")
+        build = master.finished(request)
+        assert build["results"] == SUCCESS, master.text(build, "start VM", "progress")
+        stage.assert_nothing_left()
+    stage.assert_all_gone()
+
+
+def test_metadata_identity_is_in_the_live_domain_only(stage: Stage, tmp_path: Path) -> None:
+    """With identity='metadata' the running domain says who it is, and its definition never does."""
+    disk = stage.images / "minion1"
+    xml = tmp_path / "minion1.xml"
+    xml.write_text(fast_domain("minion1", disk, stage.busybox))
+    stage.libvirtd.virsh("define", str(xml))
+    config = f"""
+    c['workers'].append(LibVirtWorker(
+        'minion1', 'sekrit', {stage.libvirtd.uri!r}, {str(disk)!r}, {str(stage.base)!r}, identity='metadata'))
+    builder('b', ['minion1'], 'true')
+    """
+    with running(tmp_path / "master", config) as master:
+        master.force("b")
+        master.wait_for(stage.domains, 60, "the domain")
+        live = stage.libvirtd.virsh("dumpxml", "minion1")
+        assert 'username="minion1"' in live.replace("'", '"')
+        assert "sekrit" not in live
+        assert "buildbot.net" not in stage.libvirtd.virsh("dumpxml", "--inactive", "minion1")
+    stage.assert_nothing_left()
