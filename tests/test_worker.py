@@ -220,3 +220,10 @@ def test_the_page_tells_the_start(master: StageMaster, worker: LibVirtWorker) ->
         pass
     assert "hoverlay: " in run(written())
     assert "static" not in run(written())
+
+
+def test_one_vm_serves_one_build_unless_told_otherwise() -> None:
+    """Two builders with builds for one worker do not get the same VM, unless a person wants that."""
+    host = {"connection": "test:///default", "base_image": "/images/base"}
+    assert LibVirtWorker("minion1", "x", **host).max_builds == 1
+    assert LibVirtWorker("minion1", "x", max_builds=2, **host).max_builds == 2

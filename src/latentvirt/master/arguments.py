@@ -267,6 +267,8 @@ def split_arguments(kwargs: dict[str, Any]) -> tuple[dict[str, Any], dict[str, A
     ours = {key: value for key, value in kwargs.items() if key in OURS}
     buildbots = {key: value for key, value in kwargs.items() if key not in OURS}
     buildbots.setdefault("build_wait_timeout", 0)
+    # Without a limit Buildbot gives a worker's VM to every builder that has a build for it, at the same time.
+    buildbots.setdefault("max_builds", 1)
     buildbots.setdefault("missing_timeout", DEFAULT_MISSING_TIMEOUT_S)
     buildbots.setdefault("check_instance_interval", CHECK_INSTANCE_INTERVAL_S)
     return ours, buildbots

@@ -75,7 +75,8 @@ class LibVirtWorker(CompatibleLatentWorkerMixin, AbstractLatentWorker):
         base_format: the base image's format; None asks the host.
         graceful_shutdown: True, or seconds that a guest gets to power itself off.
 
-    All arguments of Buildbot's latent workers are taken as well. ``build_wait_timeout`` is 0 unless given.
+    All arguments of Buildbot's latent workers are taken as well. ``build_wait_timeout`` is 0 and
+    ``max_builds`` 1 unless given: one VM, one build.
     """
 
     def __init__(self, name: str, password: Any, *args: Any, **kwargs: Any) -> None:
