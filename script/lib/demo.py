@@ -25,8 +25,9 @@ import attrs
 from rich.console import Console
 from rich.table import Table
 
-# libvirt reads this while it is imported; in this process it would only warn of the qemu.conf that we wrote.
-os.environ["LIBVIRT_LOG_OUTPUTS"] = "4:stderr"
+# libvirt reads this while it is imported. Its errors reach us as exceptions; what it says besides is about the
+# machine and the qemu.conf that we wrote, and would end up in the midst of ours.
+os.environ["LIBVIRT_LOG_OUTPUTS"] = "4:file:/dev/null"
 import libvirt
 
 del os.environ["LIBVIRT_LOG_OUTPUTS"]
@@ -153,8 +154,11 @@ def watch_build(stage: Stage, master: Master, console: Console, number: int) -> 
     request = master.force("demo")
     with console.status(f"build {number}: asked for") as status:
         started, ended, tries = _follow(master, request, number, status)
-        build = master.builds(request)[-1]
+        *retried, build = master.builds(request)
         gone = _wait_until_gone(stage)
+    for lost in retried:
+        console.print(f"build {number} had to be tried again:", highlight=False)
+        console.print(master.text(lost, "start VM", "progress"), markup=False, highlight=False)
     log = master.text(build, "start VM", "progress")
     output = "\n".join(_outputs(master, build))
     good = build["results"] == SUCCESS
