@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import http.client
 import json
 import os
 import signal
@@ -20,6 +21,8 @@ import attrs
 START_S = 60
 POLL_S = 0.2
 EXIT_S = 30
+REST_S = 20
+REST_TRIES = 5
 
 SUCCESS, WARNINGS, FAILURE, SKIPPED, EXCEPTION, RETRY, CANCELLED = range(7)
 
@@ -181,18 +184,27 @@ class Master:
 
     def rest(self, path: str) -> Any:
         """Ask the web server, as the page does."""
-        with urllib.request.urlopen(f"http://127.0.0.1:{self.www_port}/api/v2/{path}", timeout=20) as answer:
-            return json.load(answer)
+        for _ in range(REST_TRIES):
+            try:
+                with urllib.request.urlopen(self._api(path), timeout=REST_S) as answer:
+                    return json.load(answer)
+            except http.client.IncompleteRead as error:
+                # Buildbot 4.3 writes answers from another thread than the reactor's, and at times loses one.
+                lost = error
+        raise lost
+
+    def _api(self, path: str) -> str:
+        return f"http://127.0.0.1:{self.www_port}/api/v2/{path}"
 
     def post(self, path: str, method: str, **params: Any) -> Any:
         """Tell the web server, as the page's buttons do."""
         body = json.dumps({"jsonrpc": "2.0", "method": method, "id": 1, "params": params}).encode()
         request = urllib.request.Request(
-            f"http://127.0.0.1:{self.www_port}/api/v2/{path}",
+            self._api(path),
             body,
             {"Content-Type": "application/json", "Origin": f"http://127.0.0.1:{self.www_port}"},
         )
-        with urllib.request.urlopen(request, timeout=20) as answer:
+        with urllib.request.urlopen(request, timeout=REST_S) as answer:
             return json.load(answer)["result"]
 
     def force(self, builder: str, **properties: str) -> int:

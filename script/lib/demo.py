@@ -25,8 +25,8 @@ import attrs
 from rich.console import Console
 from rich.table import Table
 
-# libvirt reads this while it is imported. Its errors reach us as exceptions; what it says besides is about the
-# machine and the qemu.conf that we wrote, and would end up in the midst of ours.
+# libvirt reads this while it is imported. Its errors reach us as exceptions; what it says besides is about
+# the machine and the qemu.conf that we wrote, and would end up in the midst of ours.
 os.environ["LIBVIRT_LOG_OUTPUTS"] = "4:file:/dev/null"
 import libvirt
 
