@@ -126,8 +126,24 @@ def test_a_host_that_failed_rests_and_is_tried(master: StageMaster, record: Host
         run(_nothing())
     assert master.wakes == wakes + 1
     assert _reserve(master, record, "a") == [True]
-    on_reactor(lambda: master.hub.worked(record))
+    on_reactor(lambda: master.hub.worked(record, "a"))
     assert record.rest_s == FIRST_REST_S
+
+
+def test_a_worker_whose_start_was_refused_waits_alone(
+    master: StageMaster, record: HostRecord, clock: Clock
+) -> None:
+    """A host that answers but failed one worker's start is there for the others, and soon for it again."""
+    on_reactor(lambda: master.hub.refused(record, "a"))
+    assert _reserve(master, record, "a") == [False]
+    assert _reserve(master, record, "b") == [True]
+    wakes = master.wakes
+    on_reactor(lambda: clock.advance(FIRST_REST_S))
+    assert master.wakes == wakes + 1
+    assert _reserve(master, record, "a") == [True]
+    on_reactor(lambda: master.hub.refused(record, "a"))
+    on_reactor(lambda: clock.advance(FIRST_REST_S))
+    assert _reserve(master, record, "a") == [False]
 
 
 async def _nothing() -> None:

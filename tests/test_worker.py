@@ -7,6 +7,7 @@ from typing import Any
 
 import libvirt
 import pytest
+from buildbot.config.errors import ConfigErrors
 from buildbot.interfaces import LatentWorkerCannotSubstantiate, LatentWorkerFailedToSubstantiate
 from twisted.internet import defer
 
@@ -115,7 +116,7 @@ def test_without_a_password_only_the_one_time_one_is_good(master: StageMaster) -
 
 
 def test_a_hosts_fault_is_tried_again_and_no_quarantine(master: StageMaster, worker: LibVirtWorker) -> None:
-    """A refusal by libvirt retries the build, rests the host, and leaves the worker out of quarantine."""
+    """A refusal by libvirt retries the build, and leaves the worker out of quarantine."""
     master.fake.inspect(URI).trouble.fail_next("createXML", libvirt.VIR_ERR_OPERATION_FAILED)
     with pytest.raises(LatentWorkerFailedToSubstantiate, match="could not create the domain"):
         _start(worker)
@@ -227,3 +228,10 @@ def test_one_vm_serves_one_build_unless_told_otherwise() -> None:
     host = {"connection": "test:///default", "base_image": "/images/base"}
     assert LibVirtWorker("minion1", "x", **host).max_builds == 1
     assert LibVirtWorker("minion1", "x", max_builds=2, **host).max_builds == 2
+
+
+@pytest.mark.parametrize("path", ["/images/a\0b", "/images/a\nb", "/images/\udcff"])
+def test_paths_that_no_host_has_are_told_at_once(path: str) -> None:
+    """A path with characters that cannot be right is an error when master.cfg is read."""
+    with pytest.raises(ConfigErrors, match="characters that no path"):
+        LibVirtWorker("minion1", "x", connection="test:///default", base_image=path)

@@ -25,6 +25,7 @@ _DIRECTORY = re.compile(rf"latentvirt-({OWNER_PATTERN.pattern})")
 _FILE = re.compile(
     rf"({SLOT_PATTERN.pattern})\.({START_PATTERN.pattern})\.(overlay|vars)\.([A-Za-z0-9_-]{{1,32}})"
 )
+_LOOK_POOL = re.compile(rf"latentvirt-{OWNER_PATTERN.pattern}-[0-9a-f]{{8}}-look")
 _LEASE = re.compile(r"lease\.(\d{1,12})")
 
 
@@ -113,6 +114,16 @@ def directory_owner(name: str) -> str | None:
 def pool_name(owner: str, folder: str) -> str:
     """Name the libvirt pool over an owner's directory in a folder; one owner may have several."""
     return f"latentvirt-{owner}-{hashlib.sha256(folder.encode()).hexdigest()[:8]}"
+
+
+def look_pool_name(owner: str, folder: str) -> str:
+    """Name the libvirt pool that exists over a person's folder for the moment of a look."""
+    return f"{pool_name(owner, folder)}-look"
+
+
+def is_look_pool(name: str) -> bool:
+    """Say whether a pool is there for the moment of some master's look only."""
+    return _LOOK_POOL.fullmatch(name) is not None
 
 
 def slot_of_domain(domain: str) -> str:

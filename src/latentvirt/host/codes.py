@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 from typing import Any
 
 import libvirt
@@ -22,6 +23,9 @@ _REFUSED = {
     libvirt.VIR_ERR_XML_ERROR,
     libvirt.VIR_ERR_XML_INVALID_SCHEMA,
 }
+_CLOSED = {errno.EACCES, errno.ENOENT, errno.ENOTDIR, errno.EPERM, errno.EROFS}
+"""What a host's system says to a path that is wrong, and will say again."""
+
 _UNREACHABLE = {
     libvirt.VIR_ERR_AUTH_CANCELLED,
     libvirt.VIR_ERR_AUTH_FAILED,
@@ -52,7 +56,9 @@ def error_from(error: BaseException, what: str, *, host: str, domain: str = "") 
         kind = NotFound
     elif code in _EXISTS:
         kind = AlreadyExists
-    elif code in _REFUSED:
+    elif code in _REFUSED or (
+        code == libvirt.VIR_ERR_SYSTEM_ERROR and error.get_int1() in _CLOSED  # type: ignore[attr-defined]
+    ):
         kind = Refused
     elif code in _UNREACHABLE:
         kind = HostUnreachable

@@ -9,9 +9,10 @@ from xml.sax.saxutils import escape
 
 import libvirt
 
-from latentvirt.errors import NotFound
+from latentvirt.errors import HostError, NotFound
 from latentvirt.host.views import ImageView
 from latentvirt.host.xmlread import read, text_at
+from latentvirt.names import is_look_pool
 
 DIRECTORY_MODE = "0711"
 """QEMU's user must pass through our directory, and nobody needs to list it."""
@@ -92,6 +93,16 @@ def delete_volume(connection: Any, pool: str, name: str) -> None:
 def look_at_image(connection: Any, path: str, probe_pool: str) -> ImageView:
     """Look at an image file, through a pool that exists for the moment of the look if there is no other."""
     try:
+        return _look(connection, path, probe_pool)
+    except libvirt.libvirtError as error:
+        if error.get_error_code() == libvirt.VIR_ERR_NO_STORAGE_POOL:
+            # The file was seen through another master's pool, which was there for a moment only.
+            raise HostError(f"could not look at the image {path}: somebody else was looking") from error
+        raise
+
+
+def _look(connection: Any, path: str, probe_pool: str) -> ImageView:
+    try:
         return _image_view(connection.storageVolLookupByPath(path), path)
     except libvirt.libvirtError as error:
         if error.get_error_code() != libvirt.VIR_ERR_NO_STORAGE_VOL:
@@ -100,6 +111,8 @@ def look_at_image(connection: Any, path: str, probe_pool: str) -> ImageView:
     for pool in connection.listAllStoragePools(libvirt.VIR_CONNECT_LIST_STORAGE_POOLS_ACTIVE):
         if pool.name() == probe_pool:
             pool.destroy()  # left by a process that died while it looked
+        elif is_look_pool(pool.name()):
+            continue  # another master's; if it is on this folder, ours cannot be made, and we look again
         elif text_at(pool.XMLDesc(0), "target/path") == folder:
             # Somebody's active pool has not seen the file yet; two pools on one folder would be worse.
             pool.refresh(0)

@@ -118,6 +118,11 @@ def _check_spec(spec: MachineSpec) -> None:
                 f"{what}={path!r} is not an absolute path",
                 remedy="write the whole path, as the host knows it",
             )
+        if path is not None and not path.isprintable():
+            raise ConfigError(
+                f"{what}={path!r} has characters that no path on a host should have",
+                remedy="rename the file",
+            )
     if spec.base_image is not None and spec.base_image == spec.hd_image:
         raise ConfigError(
             f"hd_image and base_image are the same file, {spec.base_image!r}",

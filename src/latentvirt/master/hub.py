@@ -50,6 +50,8 @@ class HostRecord:
         reserved: workers that were promised a place, and until when (the reactor's seconds).
         rest_s: how long the host rests after its next failure.
         resting: why it is not used now; None if it is.
+        held: workers whose last start it refused, and until when they wait (the reactor's seconds).
+        pauses: how long they wait after the next refusal.
     """
 
     host: Host
@@ -60,6 +62,8 @@ class HostRecord:
     reserved: dict[str, float] = attrs.field(factory=dict)
     rest_s: float = FIRST_REST_S
     resting: str | None = None
+    held: dict[str, float] = attrs.field(factory=dict)
+    pauses: dict[str, float] = attrs.field(factory=dict)
 
 
 class Hub(SharedService):
@@ -144,7 +148,7 @@ class Hub(SharedService):
         now = self.master.reactor.seconds()
         for holder in [holder for holder, until in record.reserved.items() if until <= now]:
             del record.reserved[holder]
-        if record.resting is not None:
+        if record.resting is not None or record.held.get(worker, now) > now:
             return False
         promised = len(record.living) + len(record.reserved)
         if record.slots is not None and worker not in record.reserved and promised >= record.slots:
@@ -243,9 +247,18 @@ class Hub(SharedService):
         self.master.reactor.callLater(record.rest_s, self._try_again, record)
         record.rest_s = min(record.rest_s * 2, LONGEST_REST_S)
 
-    def worked(self, record: HostRecord) -> None:
-        """Note that a start went well on a host."""
+    def refused(self, record: HostRecord, worker: str) -> None:
+        """Note that a host that answers failed a worker's start: that worker waits, longer each time."""
+        pause = record.pauses.get(worker, FIRST_REST_S)
+        record.held[worker] = self.master.reactor.seconds() + pause
+        record.pauses[worker] = min(pause * 2, LONGEST_REST_S)
+        self.master.reactor.callLater(pause, self._wake)
+
+    def worked(self, record: HostRecord, worker: str) -> None:
+        """Note that a worker's start went well on a host."""
         record.rest_s = FIRST_REST_S
+        record.held.pop(worker, None)
+        record.pauses.pop(worker, None)
 
     def _try_again(self, record: HostRecord) -> None:
         if self.running:

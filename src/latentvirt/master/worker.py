@@ -21,6 +21,7 @@ from latentvirt.domainxml import NetworkUse
 from latentvirt.errors import (
     BadXML,
     ConfigError,
+    HostUnreachable,
     LatentvirtError,
     NotFresh,
     StartCancelled,
@@ -254,7 +255,7 @@ class LibVirtWorker(CompatibleLatentWorkerMixin, AbstractLatentWorker):
             self._note_host(record, error)
             self._forget(run)
             raise
-        hub.worked(record)
+        hub.worked(record, self.name)
         run.say("the VM runs; waiting for its worker to attach")
 
     @staticmethod
@@ -312,7 +313,11 @@ class LibVirtWorker(CompatibleLatentWorkerMixin, AbstractLatentWorker):
 
     def _note_host(self, record: HostRecord, error: LatentvirtError) -> None:
         if error.fault == "host" and self._hub is not None:
-            self._hub.failed(record, error)
+            # A host that answers may have its reasons against this worker's VM only.
+            if isinstance(error, HostUnreachable):
+                self._hub.failed(record, error)
+            else:
+                self._hub.refused(record, self.name)
 
     def _forget(self, run: Run) -> None:
         """Let go of a run; what is left of its machine is ended in the background."""

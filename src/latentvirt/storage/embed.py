@@ -10,7 +10,7 @@ import subprocess
 import attrs
 
 from latentvirt.domainxml import Layer
-from latentvirt.errors import AlreadyExists, HostError, ImageError, NotFound
+from latentvirt.errors import AlreadyExists, HostError, ImageError, NotFound, Refused
 from latentvirt.host import Host, ImageView
 from latentvirt.names import FileName, Lease, directory_name
 from latentvirt.storage.base import FILE_MODE, delete_leases, renew_lease
@@ -39,7 +39,7 @@ class EmbedStorage:
             except FileExistsError:
                 pass
             except OSError as error:
-                raise HostError(
+                raise Refused(
                     f"could not make the directory {self.directory}: {error.strerror}",
                     host=self.host.uri,
                     remedy=f"let the master's user write to {self.folder}, or name another hd_image",
@@ -133,7 +133,7 @@ def _qemu_img(host: str, *arguments: str) -> str:
             ["qemu-img", *arguments], stdin=subprocess.DEVNULL, capture_output=True, text=True, check=True
         )
     except FileNotFoundError:
-        raise HostError(
+        raise Refused(
             "qemu-img is not installed", host=host, remedy="install it (Debian, Ubuntu: qemu-utils)"
         ) from None
     except subprocess.CalledProcessError as error:
@@ -149,7 +149,14 @@ def _local_image(path: str, host: str) -> ImageView:
     except OSError as error:
         raise ImageError(f"cannot look at the image {path}: {error.strerror}", host=host) from error
     # -U: a running VM may have the image open, and to look takes no lock.
-    told = json.loads(_qemu_img(host, "info", "-U", "--output=json", path))
+    try:
+        told = json.loads(_qemu_img(host, "info", "-U", "--output=json", path))
+    except Refused:
+        raise
+    except HostError as error:
+        raise ImageError(
+            f"the image {path} cannot be read: {error.what}", host=host, remedy="check it with qemu-img info"
+        ) from error
     backing = told.get("full-backing-filename") or told.get("backing-filename")
     return ImageView(
         path=path,

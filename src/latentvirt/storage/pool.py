@@ -11,10 +11,10 @@ from twisted.internet import defer, task
 from latentvirt.domainxml import Layer
 from latentvirt.errors import HostError, HostUnreachable, NotFound
 from latentvirt.host import Host, ImageView
-from latentvirt.names import FileName, Lease, directory_name, pool_name
+from latentvirt.names import FileName, Lease, directory_name, look_pool_name, pool_name
 from latentvirt.storage.base import FILE_MODE, delete_leases, renew_lease
 
-PROBE_TRIES = 5
+PROBE_TRIES = 20
 PROBE_PAUSE_S = 0.1
 
 
@@ -47,7 +47,7 @@ class PoolStorage:
         try:
             for tries_left in reversed(range(PROBE_TRIES)):
                 try:
-                    return await self.host.image(path, probe_pool=f"{self._pool}-look")
+                    return await self.host.image(path, probe_pool=look_pool_name(self.owner, self.folder))
                 except (NotFound, HostUnreachable):
                     raise
                 except HostError:
