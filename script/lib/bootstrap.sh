@@ -14,15 +14,14 @@ LIVE_AFTER_S=2 # a phase shorter than this is not worth a status line
 FAILURE_LINES=30
 
 PYTHON_PACKAGES=(ca-certificates gcc libc6-dev libvirt-dev pkg-config python3-dev python3-venv)
-# fakeroot and uidmap: how an ordinary user builds an image.
+# fakeroot and uidmap: how an ordinary user builds an image. libvirt-daemon-system: its user libvirt-qemu, whom
+# the QEMU driver looks up as soon as root opens it, whatever qemu.conf says.
 DEMO_PACKAGES=(
-    e2fsprogs fakeroot libvirt-daemon libvirt-daemon-driver-qemu mmdebstrap qemu-system-x86 qemu-utils tini
-    uidmap
+    e2fsprogs fakeroot libvirt-daemon libvirt-daemon-driver-qemu libvirt-daemon-system mmdebstrap
+    qemu-system-x86 qemu-utils tini uidmap
 )
-# libvirt-daemon-system brings the user libvirt-qemu, whom some tests run QEMU as.
 TEST_PACKAGES=(
-    dnsmasq-base git iproute2 iptables libvirt-clients libvirt-daemon-system openssh-client openssh-server
-    ovmf swtpm swtpm-tools
+    dnsmasq-base git iproute2 iptables libvirt-clients openssh-client openssh-server ovmf swtpm swtpm-tools
 )
 # Installing must not leave services on a person's machine that were not there before.
 SERVICES=(

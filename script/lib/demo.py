@@ -41,8 +41,10 @@ from masters import SUCCESS, Master  # noqa: E402
 BUILDS = 3
 POLL_S = 0.1
 BUILD_S = 600
+BEGIN_S = 120
 GONE_S = 60
 STOP_S = 60
+LOG_TAIL = 4000
 LONGEST_TEMPORARY = 30
 """QEMU's sockets lie below our folder, and a socket's path holds 107 bytes."""
 
@@ -184,9 +186,9 @@ def _follow(master: Master, request: int, number: int, status: Any) -> tuple[flo
     Returns:
         When it began to start its VM, when it ended, and how many tries it took.
     """
-    deadline = time.monotonic() + BUILD_S
+    asked = time.monotonic()
     current, started = None, 0.0
-    while time.monotonic() < deadline:
+    while time.monotonic() < asked + (BUILD_S if current is not None else BEGIN_S):
         builds = master.builds(request)
         steps = master.steps(builds[-1]) if builds else []
         if steps and current != builds[-1]["buildid"]:
@@ -197,7 +199,9 @@ def _follow(master: Master, request: int, number: int, status: Any) -> tuple[flo
         if steps:
             status.update(f"build {number}: {steps[-1]['name']}: {steps[-1]['state_string']}")
         time.sleep(POLL_S)
-    raise DemoFailed(f"build {number} was not done after {BUILD_S} s\n{master.log()[-4000:]}")
+    what = "not done" if current is not None else "not begun"
+    waited = time.monotonic() - asked
+    raise DemoFailed(f"build {number} was {what} after {waited:.0f} s\n{master.log()[-LOG_TAIL:]}")
 
 
 def _is_complete(master: Master, request: int) -> bool:
@@ -255,7 +259,10 @@ def clear(stage: Stage) -> list[str]:
     left += [f"file {path}" for path in stage.everything()]
     libvirt.virEventRegisterDefaultImpl()
     threading.Thread(target=_run_events, daemon=True).start()
-    connection = libvirt.open(f"qemu:///embed?root={stage.embed}")
+    try:
+        connection = libvirt.open(f"qemu:///embed?root={stage.embed}")
+    except libvirt.libvirtError as error:
+        return [*left, f"unknown domains: libvirt did not let us look: {error}"]
     try:
         for domain in connection.listAllDomains():
             left.append(f"domain {domain.name()}")
@@ -288,7 +295,7 @@ def serve(master: Master, console: Console) -> None:
     assert master.process is not None
     with contextlib.suppress(KeyboardInterrupt):
         master.process.wait()
-        raise DemoFailed(f"the master ended by itself\n{master.log()[-4000:]}")
+        raise DemoFailed(f"the master ended by itself\n{master.log()[-LOG_TAIL:]}")
 
 
 def run(stage: Stage, console: Console, serving: bool) -> tuple[list[Outcome], list[str]]:
