@@ -235,3 +235,23 @@ def test_paths_that_no_host_has_are_told_at_once(path: str) -> None:
     """A path with characters that cannot be right is an error when master.cfg is read."""
     with pytest.raises(ConfigErrors, match="characters that no path"):
         LibVirtWorker("minion1", "x", connection="test:///default", base_image=path)
+
+
+@pytest.mark.parametrize(
+    ("wrong", "says"),
+    [
+        ({"missing_timeout": "600"}, "missing_timeout='600' is not a number of seconds"),
+        ({"missing_timeout": -1}, "missing_timeout=-1 is not a number of seconds"),
+        ({"check_instance_interval": -1}, "check_instance_interval=-1"),
+        ({"build_wait_timeout": "0"}, "build_wait_timeout='0'"),
+        ({"network": lambda: "x"}, "network=.* is not a string"),
+        ({"network": "a\0b"}, "network=.* control characters"),
+        ({"allow_shared": [1]}, "allow_shared=.* is not a list"),
+    ],
+)
+def test_values_that_would_fail_at_the_first_start_are_told_at_once(
+    wrong: dict[str, object], says: str
+) -> None:
+    """What could only fail later, with a traceback in the log, is an error when master.cfg is read."""
+    with pytest.raises(ConfigErrors, match=says):
+        LibVirtWorker("minion1", "x", connection="test:///default", base_image="/images/base", **wrong)

@@ -21,6 +21,9 @@ GRACEFUL_SHUTDOWN_S = 30
 CHECK_INSTANCE_INTERVAL_S = 1
 """How often Buildbot asks us whether the VM still lives before it attaches; our answer costs nothing."""
 
+TIMEOUTS = {"build_wait_timeout": True, "missing_timeout": False, "check_instance_interval": False}
+"""Buildbot's arguments in seconds, and whether a negative number has a meaning there."""
+
 LATENT_ARGUMENTS = ("build_wait_timeout", "check_instance_interval")
 
 
@@ -213,12 +216,18 @@ def read_arguments(
         )
     if password is None and identity == "static":
         raise ConfigError("identity='static' needs a password that the image knows", remedy="give one")
-    if isinstance(allow_shared, str) or not isinstance(allow_shared, Collection):
+    if isinstance(allow_shared, str) or not (
+        isinstance(allow_shared, Collection) and all(isinstance(name, str) for name in allow_shared)
+    ):
         raise ConfigError(f"allow_shared={allow_shared!r} is not a list", remedy="write ['vdb']")
     for what, value in (("masterFQDN", masterFQDN), ("base_format", base_format), ("network", network)):
-        if callable(value):
+        if what == "masterFQDN" and callable(value):
             continue
         _check_text(what, value)
+        if value is not None and not value.isprintable():
+            raise ConfigError(
+                f"{what}={value!r} has control characters", remedy=f"write {what} as plain text"
+            )
     arguments = Arguments(
         connection=read_connection(connection, uri),
         hd_image=hd_image,
@@ -251,6 +260,26 @@ def _depends(value: Any) -> bool:
     if isinstance(value, Mapping):
         return any(_depends(part) for part in value.values())
     return bool(IRenderable.providedBy(value)) and not isinstance(value, str)
+
+
+def check_timeouts(buildbots: Mapping[str, Any]) -> None:
+    """Refuse what Buildbot would take for a number of seconds, and fail with at the first start.
+
+    Args:
+        buildbots: Buildbot's arguments, our defaults among them.
+
+    Raises:
+        ConfigError: one is not a number, or is negative where that means nothing.
+    """
+    for what, may_be_negative in TIMEOUTS.items():
+        value = buildbots[what]
+        if value is None:
+            continue
+        is_number = isinstance(value, (int, float)) and not isinstance(value, bool)
+        if not is_number or (value < 0 and not may_be_negative):
+            raise ConfigError(
+                f"{what}={value!r} is not a number of seconds", remedy="write a number, without quotes"
+            )
 
 
 OURS = frozenset(inspect.signature(read_arguments).parameters) - {"password"}

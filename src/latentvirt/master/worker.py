@@ -31,6 +31,7 @@ from latentvirt.guest import Identity
 from latentvirt.machine import Machine
 from latentvirt.master.arguments import (
     Arguments,
+    check_timeouts,
     read_arguments,
     split_arguments,
     unknown_arguments,
@@ -114,6 +115,7 @@ class LibVirtWorker(CompatibleLatentWorkerMixin, AbstractLatentWorker):
         ours, buildbots = split_arguments(kwargs)
         super().checkConfig(name, password, **buildbots)
         try:
+            check_timeouts(buildbots)
             read_arguments(password, **ours)
         except LatentvirtError as error:
             argument = "xml: " if isinstance(error, (BadXML, NotFresh)) else ""
