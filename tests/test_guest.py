@@ -18,16 +18,22 @@ from latentvirt.guest import (
     GuestReader,
     Identity,
     Message,
+    Prepared,
     Ready,
+    freeze_line,
     identity_line,
 )
 
 READY = b'{"latentvirt": 1, "say": "ready", "helper": "1", "system": "linux"}\n'
+ABLE = b'{"latentvirt": 1, "say": "ready", "helper": "2", "system": "linux", "can": ["freeze", "fly"]}\n'
+FROZEN = b'{"latentvirt": 1, "say": "frozen"}\n'
 ATTACHING = b'{"latentvirt": 1, "say": "attaching"}\n'
 ERROR = b'{"latentvirt": 1, "say": "error", "why": "no network"}\n'
 
 PIECES = st.lists(
-    st.sampled_from([READY, ATTACHING, ERROR, b"\n", b"getty\r\n", b"{", b"x" * LONGEST_LINE, b"\xff\xfe"]),
+    st.sampled_from(
+        [READY, ABLE, FROZEN, ATTACHING, ERROR, b"\n", b"getty\r\n", b"{", b"x" * LONGEST_LINE, b"\xff\xfe"]
+    ),
     max_size=12,
 )
 
@@ -52,13 +58,39 @@ def test_garbage_is_passed_over(garbage: bytes) -> None:
     assert _messages([garbage + b"\n" + READY])[-1:] == [Ready("1", "linux")]
 
 
-def test_the_three_things_a_guest_says() -> None:
-    """Ready, attaching and a complaint are told apart."""
-    assert _messages([READY + ATTACHING + ERROR]) == [
+def test_what_a_guest_says() -> None:
+    """Ready, being ready to be frozen, attaching and a complaint are told apart."""
+    assert _messages([READY + FROZEN + ATTACHING + ERROR]) == [
         Ready("1", "linux"),
+        Prepared(),
         Attaching(),
         Complaint("no network"),
     ]
+
+
+def test_a_guest_says_what_it_can() -> None:
+    """A guest that can be frozen is known from one of an older helper, which is not asked for it."""
+    assert [message.can for message in _messages([READY, ABLE])] == [frozenset(), {"freeze", "fly"}]
+
+
+@pytest.mark.parametrize(
+    "said",
+    [
+        '"freeze"',
+        '{"freeze": 1}',
+        "null",
+        "7",
+        '["freeze", 1]',
+        '["freeze", []]',
+        '["freeze", ""]',
+        json.dumps(["freeze", "x" * 65]),
+        json.dumps(["freeze"] * 17),
+    ],
+)
+def test_an_odd_list_of_what_a_guest_can_means_nothing(said: str) -> None:
+    """A guest that says nonsense about itself is started as one that can do nothing special."""
+    line = READY.replace(b"}", b', "can": ' + said.encode() + b"}")
+    assert _messages([line]) == [Ready("1", "linux")]
 
 
 @pytest.mark.parametrize(
@@ -109,6 +141,20 @@ def test_the_identity_is_one_line() -> None:
     assert (first["start"], first["time"]) == ("0a1b2c3d4e5f", 1234.5)
     assert len(base64.b64decode(first["entropy"])) == ENTROPY_BYTES
     assert first["entropy"] != second["entropy"]
+    assert "thawed" not in first
+
+
+def test_a_guest_is_told_that_it_slept() -> None:
+    """A guest whose memory was restored learns it, so that it makes itself new."""
+    identity = Identity(name="minion1", password="p", master="10.0.2.2:9989")
+    assert (
+        json.loads(identity_line(identity, start="0a1b2c3d4e5f", now=1234.5, thawed=True))["thawed"] is True
+    )
+
+
+def test_the_guest_is_asked_to_make_itself_ready() -> None:
+    """What asks a guest to prepare is one line of the protocol."""
+    assert freeze_line() == b'{"latentvirt": 1, "say": "freeze"}\n'
 
 
 def test_an_identity_does_not_show_its_password() -> None:

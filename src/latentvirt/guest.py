@@ -1,7 +1,8 @@
 """What host and guest say to each other over the channel.
 
 One JSON object a line, in UTF-8, both ways. The guest says it is ready, again and again; the host answers
-once with who the guest is; the guest says that it attaches, or what is wrong.
+once with who the guest is; the guest says that it attaches, or what is wrong. Before that the host may have a
+guest that can do so make itself ready to be frozen: it then falls silent until it is told who it is.
 """
 
 from __future__ import annotations
@@ -15,6 +16,10 @@ import attrs
 PROTOCOL = 1
 LONGEST_LINE = 64 * 1024
 ENTROPY_BYTES = 64
+FREEZE = "freeze"
+"""The word in what a guest `can` that says that it understands `freeze_line`."""
+MOST_ABILITIES = 16
+LONGEST_WORD = 64
 
 
 @attrs.frozen(kw_only=True)
@@ -39,10 +44,17 @@ class Ready:
     Args:
         helper: version of the guest's helper.
         system: kind of operating system.
+        can: what it understands beyond being told who it is.
     """
 
     helper: str
     system: str
+    can: frozenset[str] = frozenset()
+
+
+@attrs.frozen
+class Prepared:
+    """The guest has made itself ready to be frozen, and says nothing more until somebody speaks to it."""
 
 
 @attrs.frozen
@@ -61,7 +73,7 @@ class Complaint:
     why: str
 
 
-Message = Ready | Attaching | Complaint
+Message = Ready | Prepared | Attaching | Complaint
 
 
 class GuestReader:
@@ -93,7 +105,10 @@ def _message(line: bytes) -> Message | None:
         return None
     kind = said.get("say")
     if kind == "ready":
-        return Ready(_text(said.get("helper", "?"), 64), _text(said.get("system", "?"), 64))
+        helper, system = (_text(said.get(key, "?"), LONGEST_WORD) for key in ("helper", "system"))
+        return Ready(helper, system, _words(said.get("can")))
+    if kind == "frozen":
+        return Prepared()
     if kind == "attaching":
         return Attaching()
     if kind == "error":
@@ -101,31 +116,44 @@ def _message(line: bytes) -> Message | None:
     return None
 
 
+def _words(said: object) -> frozenset[str]:
+    """Read a short list of words; anything else means none."""
+    if not isinstance(said, list) or len(said) > MOST_ABILITIES:
+        return frozenset()
+    words = [word for word in said if isinstance(word, str) and 0 < len(word) <= LONGEST_WORD]
+    return frozenset(words) if len(words) == len(said) else frozenset()
+
+
 def _text(said: object, longest: int) -> str:
     """Make one printable line of what a guest says: guests could fake lines of a log, or break its writer."""
     return "".join(character if character.isprintable() else " " for character in str(said)[:longest])
 
 
-def identity_line(identity: Identity, *, start: str, now: float) -> bytes:
+def freeze_line() -> bytes:
+    """Write the line that asks a guest to make itself ready to be frozen."""
+    return _line(say=FREEZE)
+
+
+def identity_line(identity: Identity, *, start: str, now: float, thawed: bool = False) -> bytes:
     """Write the line that tells a guest who it is, with the time and fresh entropy.
 
     Args:
         identity: who it is.
         start: id of the start.
         now: seconds since the epoch.
+        thawed: whether the guest's memory was restored, so that others had, or will have, the same.
     """
-    return (
-        json.dumps(
-            {
-                "latentvirt": PROTOCOL,
-                "say": "identity",
-                "name": identity.name,
-                "password": identity.password,
-                "master": identity.master,
-                "start": start,
-                "time": now,
-                "entropy": base64.b64encode(secrets.token_bytes(ENTROPY_BYTES)).decode(),
-            }
-        ).encode()
-        + b"\n"
+    return _line(
+        say="identity",
+        name=identity.name,
+        password=identity.password,
+        master=identity.master,
+        start=start,
+        time=now,
+        entropy=base64.b64encode(secrets.token_bytes(ENTROPY_BYTES)).decode(),
+        **({"thawed": True} if thawed else {}),
     )
+
+
+def _line(**said: object) -> bytes:
+    return json.dumps({"latentvirt": PROTOCOL, **said}).encode() + b"\n"
