@@ -6,6 +6,7 @@ import base64
 import importlib.util
 import json
 import os
+import random
 import socket
 import subprocess
 import sys
@@ -81,6 +82,14 @@ def ends(guest: ModuleType) -> Iterator[tuple[Host, Any]]:
         yield Host(ours), guest.Channel(guest.Port(its.fileno()))
 
 
+def never() -> None:
+    """Be asked to prepare for a freeze by a host that never asks."""
+    raise AssertionError("nobody asked for it")
+
+
+FREEZE = b'{"latentvirt": 1, "say": "freeze"}'
+
+
 def identity(**changes: object) -> bytes:
     """Make the host's line, changed; ... leaves a key out."""
     said = {
@@ -99,14 +108,16 @@ def identity(**changes: object) -> bytes:
 
 def test_the_identity_is_read_whole(guest: ModuleType) -> None:
     """The worker is called, and attaches to, what the host said."""
-    heard = guest.parse_identity(identity(colour="green"))
-    assert heard == ("minion1", SECRET, "10.0.2.2", 9989, 1732153000.123, bytes(64), "0123456789ab")
+    heard = guest.parse_identity(guest.read_line(identity(colour="green", thawed=True, renew=["ssh", "x"])))
+    start = ("minion1", SECRET, "10.0.2.2", 9989, 1732153000.123, bytes(64), "0123456789ab")
+    assert heard == (*start, True, ("ssh",))
 
 
 def test_an_identity_needs_only_name_password_and_master(guest: ModuleType) -> None:
     """A host that sends neither time nor entropy is served."""
-    heard = guest.parse_identity(identity(time=..., entropy=..., start=..., master="[fd00::2]:1"))
-    assert heard == ("minion1", SECRET, "fd00::2", 1, None, b"", "")
+    line = identity(time=..., entropy=..., start=..., master="[fd00::2]:1")
+    heard = guest.parse_identity(guest.read_line(line))
+    assert heard == ("minion1", SECRET, "fd00::2", 1, None, b"", "", False, None)
 
 
 @pytest.mark.parametrize(
@@ -127,29 +138,31 @@ def test_an_identity_needs_only_name_password_and_master(guest: ModuleType) -> N
         (identity(time="noon"), '"time"'),
         (identity(time=-1), '"time"'),
         (identity(entropy="***"), '"entropy"'),
+        (identity(renew="ssh"), '"renew"'),
     ],
 )
 def test_what_is_wrong_is_said_without_the_password(guest: ModuleType, line: bytes, why: str) -> None:
     """A person reads on the console what the host got wrong, and never the password."""
     with pytest.raises(guest.HelperError, match=why) as caught:
-        guest.parse_identity(line)
+        guest.parse_identity(guest.read_line(line))
     assert SECRET not in str(caught.value)
 
 
 def test_an_identity_shows_no_password(guest: ModuleType) -> None:
     """A traceback or log line that shows the identity is safe to publish."""
-    assert SECRET not in repr(guest.parse_identity(identity()))
+    assert SECRET not in repr(guest.parse_identity(guest.read_line(identity())))
 
 
 def test_ready_is_said_until_the_identity_comes(guest: ModuleType, ends: tuple[Host, Any]) -> None:
     """A host that connects late hears from the guest all the same."""
     host, channel = ends
-    assert guest.wait_for_identity(channel, guest.Linux(), 0.001) is None
+    assert guest.wait_for_identity(channel, guest.Linux(), 0.001, never) is None
     host.says(identity())
-    assert guest.wait_for_identity(channel, guest.Linux(), None).name == "minion1"
+    assert guest.wait_for_identity(channel, guest.Linux(), None, never).name == "minion1"
     for _ in range(2):
         said = host.hears()
-        assert said == {"latentvirt": 1, "say": "ready", "helper": guest.VERSION, "system": "linux"}
+        assert (said["say"], said["helper"], said["system"]) == ("ready", guest.VERSION, "linux")
+        assert said["can"] == ["freeze"]
 
 
 @pytest.mark.parametrize("line", [b"rubbish", b"x" * 200_000], ids=["rubbish", "too long"])
@@ -161,7 +174,7 @@ def test_a_bad_line_is_answered_and_forgiven(
     pieces = [line[start : start + 50_000] for start in range(0, len(line), 50_000)]
     pieces += [b"\n" + identity() + b"\n"]
     monkeypatch.setattr(channel._port, "read", lambda timeout_s: pieces.pop(0))
-    assert guest.wait_for_identity(channel, guest.Linux(), None).name == "minion1"
+    assert guest.wait_for_identity(channel, guest.Linux(), None, never).name == "minion1"
     assert host.hears()["say"] == "ready"
     error = host.hears()
     assert error["say"] == "error"
@@ -177,7 +190,100 @@ def test_a_host_that_left_in_the_middle_of_a_line_is_forgotten(
     _, channel = ends
     pieces: list[bytes | None] = [identity()[:40], None, identity(name="second") + b"\n"]
     channel._port.read = lambda timeout_s: pieces.pop(0)
-    assert guest.wait_for_identity(channel, guest.Linux(), None).name == "second"
+    assert guest.wait_for_identity(channel, guest.Linux(), None, never).name == "second"
+
+
+class Clock:
+    """A clock that only reading moves, and a port that never has anything new but what is given."""
+
+    def __init__(self, *reads: bytes | None) -> None:
+        self.now = 0.0
+        self.said: list[tuple[float, str]] = []
+        self.idle_s = 0.0
+        self._reads = list(reads)
+
+    def __call__(self) -> float:
+        """Tell the time."""
+        return self.now
+
+    def read(self, timeout_s: float) -> bytes | None:
+        """Return what comes next; when there is nothing more, let time pass."""
+        if self._reads:
+            return self._reads.pop(0)
+        self.now += timeout_s
+        return b""
+
+    def write(self, data: bytes) -> int:
+        """Note who said what, and when."""
+        self.said += [(self.now, json.loads(line)["say"]) for line in data.splitlines()]
+        return len(data)
+
+
+@pytest.fixture
+def hurried(guest: ModuleType, monkeypatch: pytest.MonkeyPatch) -> Any:
+    """Make what talks on a port in a time of its own."""
+
+    def make(*reads: bytes | None) -> tuple[Clock, Any]:
+        clock = Clock(*reads)
+        monkeypatch.setattr(guest.time, "monotonic", clock)
+        return clock, guest.Channel(clock)
+
+    return make
+
+
+def test_a_guest_prepares_for_the_freeze_and_is_silent(guest: ModuleType, hurried: Any) -> None:
+    """A memory image is taken of a guest that has prepared, and in whose output nothing is half said."""
+    clock, channel = hurried(FREEZE + b"\n")
+    prepared: list[float] = []
+    heard = guest.wait_for_identity(channel, guest.Linux(), 4, lambda: prepared.append(clock.now), clock)
+    assert heard is None
+    assert prepared == [0.0]
+    said = [(0.0, "ready"), (0.0, "frozen")]
+    assert clock.said[:2] == said
+    assert clock.said[2] == (guest.FREEZE_QUIET_S, "ready")
+
+
+def test_a_frozen_guest_has_its_whole_time_again(guest: ModuleType, hurried: Any) -> None:
+    """An image with a static identity as well does not use it while its host makes a memory image of it."""
+    clock, channel = hurried(FREEZE + b"\n")
+    assert guest.wait_for_identity(channel, guest.Linux(), 4, lambda: None, clock) is None
+    assert clock.now == 4 + guest.FREEZE_QUIET_S
+
+
+@pytest.mark.parametrize("between", [[], [None], [None, b""], [b""]], ids=["none", "gone", "back", "quiet"])
+def test_a_thawed_guest_hears_the_first_line(guest: ModuleType, hurried: Any, between: list[Any]) -> None:
+    """Whether the channel's other end was seen to close or not, the identity after a thaw is not lost."""
+    clock, channel = hurried(FREEZE + b"\n", *between, identity(thawed=True) + b"\n")
+    heard = guest.wait_for_identity(channel, guest.Linux(), None, lambda: None, clock)
+    assert (heard.name, heard.thawed) == ("minion1", True)
+    assert [said for _, said in clock.said] == ["ready", "frozen"]
+
+
+def test_a_guest_may_be_frozen_again(guest: ModuleType, hurried: Any) -> None:
+    """A host whose first attempt at a memory image failed may ask for another."""
+    clock, channel = hurried(FREEZE + b"\n", FREEZE + b"\n", identity() + b"\n")
+    assert guest.wait_for_identity(channel, guest.Linux(), None, lambda: None, clock).name == "minion1"
+    assert [said for _, said in clock.said] == ["ready", "frozen", "frozen"]
+
+
+def test_a_system_that_cannot_be_made_new_refuses_the_freeze(guest: ModuleType, hurried: Any) -> None:
+    """Where the kernel's random numbers cannot be stirred, no host makes two VMs of one memory."""
+    clock, channel = hurried(FREEZE + b"\n", identity() + b"\n")
+    assert guest.wait_for_identity(channel, guest.FreeBSD(), None, never, clock).name == "minion1"
+    assert [said for _, said in clock.said] == ["ready", "error"]
+
+
+def test_a_failure_to_prepare_is_told_and_survived(
+    guest: ModuleType, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """A guest that cannot make its memory small is frozen with a large one, and the console says why."""
+
+    class Refusing(guest.System):  # type: ignore[name-defined, misc]
+        def prepare_freeze(self) -> None:
+            raise PermissionError("read-only")
+
+    guest.prepare_freeze(Refusing(), guest.Generators())
+    assert "read-only" in capsys.readouterr().out
 
 
 def test_waiting_without_a_host_costs_next_to_nothing(guest: ModuleType) -> None:
@@ -206,18 +312,57 @@ class Recorder:
         return lambda value: self.done.append((name, value))
 
 
-def test_a_clock_that_is_right_is_left_alone(guest: ModuleType) -> None:
+def settle(guest: ModuleType, system: Any, *fields: Any, generators: Any = None) -> None:
+    """Put a system right for an identity that continues with these fields."""
+    who = guest.Identity("n", "p", "h", 1, *fields)
+    guest.settle(system, who, generators or guest.Generators(), guest.RENEWED)
+
+
+def test_a_clock_that_is_right_is_left_alone(guest: ModuleType, monkeypatch: pytest.MonkeyPatch) -> None:
     """Files made before the attach keep their order of times."""
+    monkeypatch.setattr(guest.time, "time", lambda: 1732153000.0)
     system = Recorder()
-    guest.settle(system, guest.Identity("n", "p", "h", 1, time.time() + 0.1))
+    settle(guest, system, 1732153000.0 + 0.04)
     assert [name for name, _ in system.done] == ["set_hostname"]
 
 
 def test_a_stale_clock_and_repeated_randomness_are_put_right(guest: ModuleType) -> None:
     """Two VMs thawed from one memory image have today's time and different random numbers."""
     system = Recorder()
-    guest.settle(system, guest.Identity("n", "p", "h", 1, 1732153000.0, b"entropy"))
+    settle(guest, system, 1732153000.0, b"entropy")
     assert system.done == [("set_clock", 1732153000.0), ("add_entropy", b"entropy"), ("set_hostname", "n")]
+
+
+def test_a_thawed_guest_renews_what_others_have_too(guest: ModuleType) -> None:
+    """SSH host keys and the lease are made anew after a thaw, or what the host says instead."""
+    system = Recorder()
+    settle(guest, system, None, b"", "", True)
+    settle(guest, system, None, b"", "", True, ("machine-id",))
+    settle(guest, system, None, b"", "", False, ("machine-id",))
+    assert [value for name, value in system.done if name == "renew"] == ["ssh", "dhcp", "machine-id"]
+
+
+def test_every_random_number_generator_is_seeded_anew(
+    guest: ModuleType, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Two workers thawed from one memory image draw different numbers, whichever module drew them."""
+    import ssl
+
+    stirred: list[bytes] = []
+    monkeypatch.setattr(ssl, "RAND_add", lambda data, credit: stirred.append(data))
+    private = random.Random()
+    generators = guest.Generators()
+    generators.find()
+    states = [(random.getstate(), private.getstate())]
+    drawn = []
+    for _ in range(2):
+        random.setstate(states[0][0])
+        private.setstate(states[0][1])
+        settle(guest, Recorder(), None, b"entropy", generators=generators)
+        drawn.append((random.random(), private.random()))
+    assert drawn[0][0] != drawn[1][0]
+    assert drawn[0][1] != drawn[1][1]
+    assert len(set(stirred)) == 2
 
 
 def test_a_system_that_refuses_is_no_reason_not_to_attach(
@@ -229,10 +374,82 @@ def test_a_system_that_refuses_is_no_reason_not_to_attach(
         def set_clock(self, now: float) -> None:
             raise PermissionError("not allowed")
 
-        add_entropy = set_hostname = set_clock
+        add_entropy = set_hostname = renew = set_clock
 
-    guest.settle(Refusing(), guest.Identity("n", "p", "h", 1, 1.0, b"e"))
-    assert capsys.readouterr().out.count("not allowed") == 3
+    settle(guest, Refusing(), 1.0, b"e", "", True)
+    assert capsys.readouterr().out.count("not allowed") == 5
+
+
+@pytest.fixture
+def linux(guest: ModuleType, tmp_path: Path) -> Any:
+    """A Linux all of whose paths are in a folder of the test's own."""
+    system = guest.Linux()
+    system._ssh = str(tmp_path)
+    system._sshd_pid = str(tmp_path / "sshd.pid")
+    system._machine_ids = (str(tmp_path / "machine-id"), str(tmp_path / "dbus"))
+    system._leases = str(tmp_path / "leases")
+    return system
+
+
+def test_new_host_keys_of_the_kinds_that_there_were(linux: Any, tmp_path: Path) -> None:
+    """After a thaw no old host key is left, not for a moment, and ssh to the guest works as before."""
+    (tmp_path / "ssh_host_ed25519_key").write_text("old")
+    (tmp_path / "ssh_host_ed25519_key.pub").write_text("old")
+    linux.renew("ssh")
+    assert sorted(file.name for file in tmp_path.iterdir()) == [
+        "ssh_host_ed25519_key",
+        "ssh_host_ed25519_key.pub",
+    ]
+    assert (tmp_path / "ssh_host_ed25519_key").read_text().startswith("-----BEGIN OPENSSH PRIVATE KEY")
+    assert (tmp_path / "ssh_host_ed25519_key.pub").read_text().startswith("ssh-ed25519 ")
+
+
+def test_the_slow_kind_of_host_key_delays_nobody(linux: Any, tmp_path: Path) -> None:
+    """An RSA key is made in the background; the old one is away at once."""
+    key = tmp_path / "ssh_host_rsa_key"
+    key.write_text("old")
+    linux.renew("ssh")
+    assert not key.exists() or key.read_text() != "old"
+    deadline = time.monotonic() + DEADLINE_S
+    while not key.with_suffix(".pub").exists():
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
+
+
+def test_a_guest_without_host_keys_gets_none(linux: Any, tmp_path: Path) -> None:
+    """An image without an SSH server is not given what it never had."""
+    linux.renew("ssh")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_the_machine_id_is_made_anew_where_it_is(linux: Any, tmp_path: Path) -> None:
+    """The new machine-id is the same in both places, and a link stays one."""
+    first, second = tmp_path / "machine-id", tmp_path / "dbus"
+    first.write_text(f"{'0' * 32}\n")
+    second.symlink_to(first)
+    linux.renew("machine-id")
+    assert second.is_symlink()
+    text = first.read_text()
+    assert text != f"{'0' * 32}\n"
+    assert len(text) == 33
+    assert int(text, 16) > 0
+
+
+def test_a_guest_without_a_lease_leaves_its_network_alone(
+    linux: Any, guest: ModuleType, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A network with fixed addresses is not touched by a thaw."""
+    monkeypatch.setattr(guest.subprocess, "run", never)
+    linux.renew("dhcp")
+
+
+def test_what_to_renew_can_be_configured(guest: ModuleType, tmp_path: Path) -> None:
+    """An image that wants a machine-id for each VM says so in worker.json; nonsense there is refused."""
+    path = write_config(tmp_path, renew=["machine-id", "ssh"])
+    assert guest.read_config(path, guest.Linux()).renew == ("ssh", "machine-id")
+    path = write_config(tmp_path, renew="all")
+    with pytest.raises(guest.HelperError, match='"renew" must be a list'):
+        guest.read_config(path, guest.Linux())
 
 
 def write_config(folder: Path, **said: object) -> str:

@@ -4,9 +4,10 @@
 """Run a Buildbot worker in a VM whose name and password the host tells it.
 
 The helper imports all that a worker needs, says "ready" on a virtio-serial port and waits. A VM whose memory
-is saved at this point can be woken for any build: it hears its identity, the time and some entropy, and
-attaches at once. Where nobody answers, a static identity from a file is used. README.md describes the
-installation; everything that differs by operating system is in the class `System` and its children.
+is saved at this point can be woken for any build: it hears its identity, the time and some entropy, makes
+itself new and attaches at once. Where nobody answers, a static identity from a file is used. README.md
+describes the installation; everything that differs by operating system is in the class `System` and its
+children.
 
 Needs Python 3.10, buildbot-worker 3.7 or later, and nothing else.
 """
@@ -15,18 +16,25 @@ from __future__ import annotations
 
 import argparse
 import base64
+import gc
+import glob
 import json
 import os
 import platform
 import random
 import re
+import shlex
+import shutil
+import signal
 import socket
+import subprocess
 import sys
 import time
+import uuid
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
-VERSION = "1"
+VERSION = "2"
 PROTOCOL = 1
 PORT_NAME = "org.latentvirt.worker.0"
 MAX_LINE = 64 * 1024
@@ -34,14 +42,26 @@ MAX_LINE = 64 * 1024
 READY_EVERY_S = 1.0
 IDLE_S = 0.05
 """How long to sleep where the system cannot wait for us: no host holds the other end of the port."""
+FROZEN_IDLE_S = 0.01
+"""The same where a host that freezes us comes back at any moment."""
+FREEZE_QUIET_S = 2.0
+"""For how long a guest that is ready to be frozen says nothing; the time that it is frozen does not count."""
+BOOT_WAIT_S = 30.0
+"""How long to wait, before we are frozen, for the rest of the boot: else each thaw would go through it."""
+BOOT_POLL_S = 0.2
 PORT_GRACE_S = 2.0
 """How long the port may take to show up after its device did."""
 REOPEN_S = 1.0
 CHANNEL_WAIT_S = 10.0
 HOSTNAME_WAIT_S = 60.0
-CLOCK_TOLERANCE_S = 0.5
+CLOCK_TOLERANCE_S = 0.05
+KEYGEN_WAIT_S = 10
 KEEPALIVE_S = 600
 RETRY_FIRST_S, RETRY_MOST_S, RETRY_FACTOR = 0.1, 2.0, 1.5
+
+RENEWABLE = ("ssh", "dhcp", "machine-id")
+RENEWED = ("ssh", "dhcp")
+"""What a VM that was thawed makes anew unless its configuration, or the host, says otherwise."""
 
 
 class HelperError(Exception):
@@ -58,6 +78,8 @@ def note(text: str) -> None:
 
 class Port:
     """A non-blocking file descriptor of the port, on systems that can poll one."""
+
+    idle_s = IDLE_S
 
     def __init__(self, fd: int) -> None:
         import select
@@ -83,7 +105,7 @@ class Port:
             if data:
                 return data
         # Hung up: poll returns at once until a host opens its end.
-        time.sleep(min(IDLE_S, max(0.0, timeout_s)))
+        time.sleep(min(self.idle_s, max(0.0, timeout_s)))
         return None
 
     def write(self, data: bytes) -> int:
@@ -101,6 +123,7 @@ class System:
     """What a Unix can do without special knowledge; the children know the rest."""
 
     name = "unix"
+    can: tuple[str, ...] = ()
     basedir = "/var/lib/latentvirt/worker"
     config = "/etc/latentvirt/worker.json"
     user: str | None = "buildbot"
@@ -123,6 +146,14 @@ class System:
     def add_entropy(self, data: bytes) -> None:
         with open("/dev/random", "wb", buffering=0) as device:
             device.write(data)
+
+    def prepare_freeze(self) -> None:
+        """Let the boot come to its end, the disk be whole and the memory small: both are saved now."""
+        os.sync()
+
+    def renew(self, what: str) -> None:
+        """Make one of `RENEWABLE` anew, which the memory or the disk of other VMs has as well."""
+        raise OSError(f"this helper does not know how on {self.name}")
 
     def dhcp_hostname(self) -> str | None:
         """Return the name that DHCP gave, None if there is none yet.
@@ -163,9 +194,17 @@ class System:
 
 class Linux(System):
     name = "linux"
+    can = ("freeze",)
     _ports = "/sys/class/virtio-ports"
     _devices = "/sys/bus/virtio/devices"
+    _cards = "/sys/class/net"
     _leases = "/run/systemd/netif/leases"
+    _systemd = "/run/systemd/system"
+    _bus = "/run/dbus/system_bus_socket"
+    _drop_caches = "/proc/sys/vm/drop_caches"
+    _ssh = "/etc/ssh"
+    _sshd_pid = "/run/sshd.pid"
+    _machine_ids = ("/etc/machine-id", "/var/lib/dbus/machine-id")
     _serial_device = 3  # virtio's number for a console or serial device
 
     def port_path(self) -> str | None:
@@ -189,10 +228,88 @@ class Linux(System):
             try:
                 header = struct.pack("ii", len(data) * 8, len(data))
                 fcntl.ioctl(device, rndaddentropy, header + data)
-                # Without it the generator goes on from its old, perhaps repeated state for up to a minute.
-                fcntl.ioctl(device, rndreseedcrng)
             except OSError:
                 device.write(data)  # mixed in, but not credited
+            # Without it the generator goes on from its old, perhaps repeated state for up to a minute.
+            fcntl.ioctl(device, rndreseedcrng)
+
+    def prepare_freeze(self) -> None:
+        until = time.monotonic() + BOOT_WAIT_S
+        while not (self._has_booted() and self._has_route()):
+            if time.monotonic() > until:
+                note(f"the boot, or the network, is not done after {BOOT_WAIT_S:.0f} s; frozen as it is")
+                break
+            time.sleep(BOOT_POLL_S)
+        os.sync()
+        with open(self._drop_caches, "w", encoding="ascii") as file:
+            file.write("3")
+
+    def _has_booted(self) -> bool:
+        if not os.path.isdir(self._systemd):
+            return True
+        asked = subprocess.run(
+            ["systemctl", "is-system-running"], capture_output=True, text=True, check=False
+        )
+        return asked.stdout.strip() not in ("initializing", "starting")
+
+    def _has_route(self) -> bool:
+        """Whether there is a way to the outside; true as well where there is no network card."""
+        if _listdir(self._cards) in ([], ["lo"]):
+            return True
+        ipv4 = ((_read_text("/proc/net/route") or "").splitlines())[1:]
+        ipv6 = (_read_text("/proc/net/ipv6_route") or "").splitlines()
+        return any(line.split()[1:2] == ["00000000"] for line in ipv4) or any(
+            line.startswith("0" * 32 + " 00 ") and not line.endswith(" lo") for line in ipv6
+        )
+
+    def renew(self, what: str) -> None:
+        renewals = {
+            "ssh": self._renew_ssh,
+            "dhcp": self._renew_dhcp,
+            "machine-id": self._renew_machine_id,
+        }
+        renewals[what]()
+
+    def _renew_ssh(self) -> None:
+        """Make new host keys of the kinds that there are; the slow kinds in the background."""
+        old = glob.glob(f"{self._ssh}/ssh_host_*_key")
+        kinds = {os.path.basename(path)[len("ssh_host_") : -len("_key")]: path for path in old}
+        for path in old:
+            for stale in (path, f"{path}.pub"):
+                if os.path.exists(stale):
+                    os.remove(stale)
+        if not kinds:
+            return
+        program = shutil.which("ssh-keygen") or "/usr/bin/ssh-keygen"
+        commands = {kind: [program, "-q", "-t", kind, "-N", "", "-f", kinds[kind]] for kind in sorted(kinds)}
+        quick = [commands.pop(kind) for kind in ("ecdsa", "ed25519") if kind in commands]
+        for process in [subprocess.Popen(command) for command in quick]:
+            process.wait(KEYGEN_WAIT_S)
+        pid = _read_text(self._sshd_pid) or ""
+        reload = ""
+        if pid.isdigit() and _read_text(f"/proc/{pid}/comm") == "sshd":
+            reload = f"kill -HUP {pid}"  # it holds the old keys until then
+            os.kill(int(pid), signal.SIGHUP)
+        if commands:
+            _in_background("; ".join([*map(shlex.join, commands.values()), reload]))
+
+    def _renew_dhcp(self) -> None:
+        """Ask for our address again, which the server may have given to others while we slept."""
+        leases = _listdir(self._leases)
+        if not leases:
+            return
+        if os.path.exists(self._bus):
+            _in_background(f"networkctl renew {shlex.join(leases)}")
+        else:
+            _in_background("systemctl --no-block restart systemd-networkd.service")
+
+    def _renew_machine_id(self) -> None:
+        new = uuid.UUID(bytes=os.urandom(16), version=4).hex
+        for path in self._machine_ids:
+            if os.path.isfile(path) and not os.path.islink(path):
+                with open(path, "r+", encoding="ascii") as file:  # in its place: it may be mounted there
+                    file.write(f"{new}\n")
+                    file.truncate()
 
     def dhcp_hostname(self) -> str | None:
         # systemd-networkd sets the host name only with D-Bus and polkit; its lease file has it without them.
@@ -226,6 +343,8 @@ class FreeBSD(System):
 class WindowsPort:
     """The port as the vioserial driver shows it: one opener, so reads and writes must overlap. Untried."""
 
+    idle_s = IDLE_S
+
     def __init__(self, path: str) -> None:
         import _winapi
 
@@ -253,7 +372,7 @@ class WindowsPort:
             return bytes(reading.getbuffer() or b"") or None
         except OSError:
             self._reading = None
-            time.sleep(min(IDLE_S, max(0.0, timeout_s)))
+            time.sleep(min(self.idle_s, max(0.0, timeout_s)))
             return None
 
     def write(self, data: bytes) -> int:
@@ -302,6 +421,9 @@ class Windows(System):
     def add_entropy(self, data: bytes) -> None:
         raise OSError("Windows takes no entropy from programs; give the VM a virtio-rng device")
 
+    def prepare_freeze(self) -> None:
+        pass
+
     def become(self, user: str) -> None:
         raise HelperError('"user" cannot be chosen on Windows; choose the account of the service')
 
@@ -332,6 +454,12 @@ def _read_text(path: str) -> str | None:
         return None
 
 
+def _in_background(script: str) -> None:
+    """Run a shell script that process 1 reaps, and that delays nobody."""
+    detached = f"({script}) </dev/null >/dev/null 2>&1 &"
+    subprocess.run(["/bin/sh", "-c", detached], check=False)
+
+
 # ---------------------------------------------------------------------------------------------------------
 # Who the worker is
 
@@ -344,6 +472,8 @@ class Identity(NamedTuple):
     time: float | None = None
     entropy: bytes = b""
     start: str = ""
+    thawed: bool = False
+    renew: tuple[str, ...] | None = None
 
     def __repr__(self) -> str:
         return f"Identity({self.name!r} at {self.host}:{self.port})"
@@ -359,6 +489,7 @@ class Config(NamedTuple):
     channel_wait_s: float = CHANNEL_WAIT_S
     keepalive_s: float = KEEPALIVE_S
     protocol: str = "pb"
+    renew: tuple[str, ...] = RENEWED
 
     def __repr__(self) -> str:
         return f"Config({self.name!r} at {self.master!r} as {self.user!r} in {self.basedir!r})"
@@ -372,11 +503,18 @@ def parse_master(text: object) -> tuple[str, int]:
     return found[1] or found[2], int(found[3])
 
 
-def parse_identity(line: bytes) -> Identity:
-    """Read the host's line.
+def parse_renew(said: object) -> tuple[str, ...]:
+    """Read what to make anew; words that only newer helpers know are passed over."""
+    if not isinstance(said, list) or not all(isinstance(word, str) for word in said):
+        raise HelperError(f'"renew" must be a list of some of {", ".join(RENEWABLE)}')
+    return tuple(word for word in RENEWABLE if word in said)
+
+
+def read_line(line: bytes) -> dict[str, Any]:
+    """Read what the host said.
 
     Raises:
-        HelperError: it is not an identity; the message says why and holds nothing of the line's values.
+        HelperError: it is not of the protocol; the message says why and holds nothing of the line's values.
     """
     try:
         said = json.loads(line)
@@ -386,8 +524,17 @@ def parse_identity(line: bytes) -> Identity:
         raise HelperError("the line is not a JSON object")
     if said.get("latentvirt") != PROTOCOL:
         raise HelperError(f'this helper speaks "latentvirt": {PROTOCOL} only')
+    return said
+
+
+def parse_identity(said: dict[str, Any]) -> Identity:
+    """Read who the host says we are.
+
+    Raises:
+        HelperError: it does not; the message says why and holds nothing of the line's values.
+    """
     if said.get("say") != "identity":
-        raise HelperError('the host can only say "identity" here')
+        raise HelperError('the host can only say "identity" or "freeze" here')
     for key in ("name", "password"):
         if not isinstance(said.get(key), str) or not said[key]:
             raise HelperError(f'"{key}" must be a text that is not empty')
@@ -399,7 +546,17 @@ def parse_identity(line: bytes) -> Identity:
         entropy = base64.b64decode(said.get("entropy", ""), validate=True)
     except (ValueError, TypeError):
         raise HelperError('"entropy" must be base64') from None
-    return Identity(said["name"], said["password"], host, port, now, entropy, str(said.get("start", "")))
+    return Identity(
+        said["name"],
+        said["password"],
+        host,
+        port,
+        now,
+        entropy,
+        str(said.get("start", "")),
+        said.get("thawed") is True,
+        parse_renew(said["renew"]) if "renew" in said else None,
+    )
 
 
 def read_config(path: str, system: System) -> Config:
@@ -417,6 +574,11 @@ def read_config(path: str, system: System) -> Config:
     given = {key: said[key] for key in Config._fields if key in said and key != "static"}
     static = "password" in given or "master" in given
     config = config._replace(static=static, **given)
+    if "renew" in given:
+        try:
+            config = config._replace(renew=parse_renew(given["renew"]))
+        except HelperError as error:
+            raise HelperError(f"{path}: {error}") from None
     if static:
         if not config.password or not isinstance(config.password, str):
             raise HelperError(f'{path}: a static identity needs a "password"')
@@ -489,6 +651,10 @@ class Channel:
         taken = self._port.write(both)
         self._unsaid = begun[taken:] if taken <= len(begun) else both[taken:]
 
+    def idle(self, idle_s: float) -> None:
+        """Choose how long to sleep between two looks for a host, while there is none."""
+        self._port.idle_s = idle_s
+
     def hear(self, timeout_s: float) -> bytes | None:
         """Return one line, or None if none came in time.
 
@@ -512,22 +678,40 @@ class Channel:
 
 
 def wait_for_identity(
-    channel: Channel, system: System, wait_s: float | None, clock: Callable[[], float] = time.monotonic
+    channel: Channel,
+    system: System,
+    wait_s: float | None,
+    prepare: Callable[[], None],
+    clock: Callable[[], float] = time.monotonic,
 ) -> Identity | None:
-    """Say ready until the host says who we are; None if it did not within `wait_s` (None: for ever)."""
+    """Say ready until the host says who we are; None if it did not within `wait_s` (None: for ever).
+
+    Before that the host may ask us to be ready to be frozen: we `prepare`, say so and are silent for a while.
+    """
     until = None if wait_s is None else clock() + wait_s
     next_ready = clock()
     while until is None or clock() < until:
         if clock() >= next_ready:
-            channel.say(say="ready", helper=VERSION, system=system.name)
+            channel.say(say="ready", helper=VERSION, system=system.name, can=list(system.can))
+            channel.idle(IDLE_S)
             next_ready = clock() + READY_EVERY_S
         try:
             line = channel.hear(max(0.0, min(next_ready, until or next_ready) - clock()))
-            if line is not None and line.strip():
-                return parse_identity(line)
+            if line is None or not line.strip():
+                continue
+            said = read_line(line)
+            if said.get("say") != "freeze" or "freeze" not in system.can:
+                return parse_identity(said)
         except HelperError as error:
             note(f"the host said something else than an identity: {error}")
             channel.say(say="error", why=str(error))
+        else:
+            prepare()
+            channel.say(say="frozen")
+            channel.idle(FROZEN_IDLE_S)
+            # What runs now are the host's next moments, and then those after the thaw.
+            next_ready = clock() + FREEZE_QUIET_S
+            until = None if wait_s is None else next_ready + wait_s
     return None
 
 
@@ -557,8 +741,43 @@ def open_channel(system: System, wait: bool, path: str | None = None) -> Channel
 # The worker
 
 
-def settle(system: System, identity: Identity) -> None:
-    """Put right what a VM that slept, or was copied, has wrong: the clock and the random numbers."""
+class Generators:
+    """The random number generators of this process, whose states a restored memory repeats."""
+
+    def __init__(self) -> None:
+        self._found: list[random.Random] = []
+
+    def find(self) -> None:
+        """Find those that modules have made for themselves; slow, so done before a freeze, not after it."""
+        self._found = [thing for thing in gc.get_objects() if issubclass(type(thing), random.Random)]
+
+    def reseed(self, entropy: bytes) -> None:
+        random.seed(entropy + os.urandom(32))
+        for generator in self._found:
+            generator.seed(entropy + os.urandom(32))
+        # What is not imported has no state. The two may use two copies of OpenSSL.
+        for name, function in (("ssl", "RAND_add"), ("OpenSSL.rand", "add")):
+            stir = getattr(sys.modules.get(name), function, None)
+            if stir is not None:
+                fresh = entropy + os.urandom(32)
+                stir(fresh, len(fresh))
+
+
+def prepare_freeze(system: System, generators: Generators) -> None:
+    """Get ready to be saved with all our memory; whatever fails only makes it larger."""
+    try:
+        generators.find()
+        gc.collect()
+        system.prepare_freeze()
+    except (OSError, subprocess.SubprocessError) as error:
+        note(f"not all is ready to be frozen: {error}")
+
+
+def settle(system: System, identity: Identity, generators: Generators, renew: tuple[str, ...]) -> None:
+    """Put right what a VM that slept, or was copied, has wrong, before it attaches.
+
+    That is the clock, the random numbers and the host's name; after a thaw also what `renew` names.
+    """
     if identity.time is not None and abs(time.time() - identity.time) > CLOCK_TOLERANCE_S:
         try:
             system.set_clock(identity.time)
@@ -569,11 +788,16 @@ def settle(system: System, identity: Identity) -> None:
             system.add_entropy(identity.entropy)
         except OSError as error:
             note(f"the system's random numbers were not stirred: {error}")
-    random.seed(identity.entropy + os.urandom(32))
+    generators.reseed(identity.entropy)
     try:
         system.set_hostname(identity.name)
     except OSError as error:
         note(f"the host name stays: {error}")
+    for what in (renew if identity.renew is None else identity.renew) if identity.thawed else ():
+        try:
+            system.renew(what)
+        except (OSError, subprocess.SubprocessError) as error:
+            note(f"{what} was not renewed: {error}")
 
 
 def import_worker() -> None:
@@ -649,13 +873,19 @@ def main(argv: list[str] | None = None) -> int:
         system.make_basedir(config.basedir, config.user)
         channel = open_channel(system, wait=not config.static, path=arguments.port)
         identity = None
+        generators = Generators()
         if channel is not None:
             note("ready")
-            identity = wait_for_identity(channel, system, config.channel_wait_s if config.static else None)
+            identity = wait_for_identity(
+                channel,
+                system,
+                config.channel_wait_s if config.static else None,
+                lambda: prepare_freeze(system, generators),
+            )
         by_channel = identity is not None
         if identity is None:
             identity = static_identity(config, system)
-        settle(system, identity)
+        settle(system, identity, generators, config.renew)
         if config.user is not None:
             system.become(config.user)
         os.chdir(config.basedir)
