@@ -2,7 +2,10 @@
 # Process 1 of the busybox test guest. Words on the kernel's command line say what it does:
 #
 #   mark=TEXT      write TEXT at the start of /dev/vda, after saying what was there
-#   channel        say ready on the channel each second, say whose identity came, answer attaching
+#   channel        say ready on the channel each second, answer an identity with attaching; on the console say
+#                  the name and the start in it, a UUID of the kernel's and the time
+#   lv.channel     the same, and prepare for a freeze when asked
+#   lv.mute-after-thaw  do not react to an identity that says that we were thawed, nor say ready then
 #   dhcp           ask for an address and say which address and host name came
 #   after=N:WHAT   N seconds after start: panic, poweroff, reboot, fill (/dev/vda with zeroes) or hang
 #   root=DEVICE    leave the stage to the system there (init=PROGRAM, else /sbin/init)
@@ -30,6 +33,17 @@ say() { echo "latentvirt-busybox: $*"; }
 
 begins() { dd if=/dev/vda bs=32 count=1 2>/dev/null | tr -c ' -~' .; }
 
+uptime_s() { cut -d . -f 1 /proc/uptime; }
+
+tell() { echo "{\"latentvirt\": 1, $1}" >&3; }
+
+# hear SECONDS: read a line; where no host holds the other end, reading does not wait
+hear() { read -r -t "$1" line <&3 || { sleep 0.1; return 1; }; }
+
+# of KEY: what the line has under a key, if that is a text
+of() { echo "$line" | sed -n "s/.*\"$1\": *\"\([^\"]*\)\".*/\1/p"; }
+
+# channel WORDS: what the ready line says that we can
 channel() {
     for port in /sys/class/virtio-ports/*; do
         [ "$(cat "$port/name" 2>/dev/null)" = org.latentvirt.worker.0 ] && break
@@ -37,16 +51,34 @@ channel() {
     done
     [ -n "$port" ] || { say "no channel"; return; }
     exec 3<>"/dev/${port##*/}"
+    quiet_until=0
     while :; do
         # Waits here for as long as no host holds the other end.
-        echo '{"latentvirt": 1, "say": "ready", "helper": "busybox", "system": "linux"}' >&3
-        read -r -t 1 line <&3 || continue
-        name=$(echo "$line" | sed -n 's/.*"name": *"\([^"]*\)".*/\1/p')
+        [ "$(uptime_s)" -lt $quiet_until ] ||
+            tell "\"say\": \"ready\", \"helper\": \"busybox\", \"system\": \"linux\", \"can\": [$1]"
+        hear 1 && [ -n "$line" ] || continue
+        if [ "$(of say)" = freeze ]; then
+            sync
+            echo 3 >/proc/sys/vm/drop_caches
+            say frozen
+            tell '"say": "frozen"'
+            quiet_until=$(($(uptime_s) + 3))
+            continue
+        fi
+        if grep -q lv.mute-after-thaw /proc/cmdline && echo "$line" | grep -q '"thawed": true'; then
+            say "heard, and mute"
+            return
+        fi
+        name=$(of name)
         [ -n "$name" ] && break
-        echo '{"latentvirt": 1, "say": "error", "why": "no name in what the host said"}' >&3
+        tell '"say": "error", "why": "no name in what the host said"'
     done
+    date -s "@$(echo "$line" | sed -n 's/.*"time": *\([0-9]*\).*/\1/p')" >/dev/null
     say "identity: $name"
-    echo '{"latentvirt": 1, "say": "attaching"}' >&3
+    say "start: $(of start)"
+    say "uuid: $(cat /proc/sys/kernel/random/uuid)"
+    say "date: $(date +%s)"
+    tell '"say": "attaching"'
     while :; do sleep 3600; done
 }
 
@@ -83,6 +115,7 @@ for word in $(cat /proc/cmdline); do
             echo "disk marked: $(begins)"
             ;;
         channel) channel & ;;
+        lv.channel) channel '"freeze"' & ;;
         dhcp) dhcp & ;;
         after=*) later "${word#after=}" & ;;
     esac
