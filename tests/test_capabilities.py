@@ -35,7 +35,25 @@ def test_a_pc_gets_the_newer_chipset_with_its_version() -> None:
         maximum_cpu=True,
         panic_models=("isa",),
         security_models=("selinux", "dac"),
+        cpu=read("host", "qemu").cpu,
     )
+
+
+def test_a_changed_processor_is_seen_and_its_wording_is_not() -> None:
+    """A memory image goes with the processor: a new feature makes another, the order of words does not."""
+
+    def cpu(*inside: str) -> str:
+        host = f"<capabilities><host><cpu><arch>x86_64</arch>{''.join(inside)}</cpu></host></capabilities>"
+        return read_capabilities(
+            host, capabilities_text("qemu"), kvm_domain_capabilities_xml=None, host_cpu_features=frozenset()
+        ).cpu
+
+    model, vmx = "<model>Haswell</model>", "<feature name='vmx'/>"
+    tsc = "<counter name='tsc' frequency='%d'/>"
+    assert cpu(model, vmx) == cpu("\n", vmx, model) != ""
+    assert cpu(model, vmx) != cpu(model)
+    assert cpu(model, vmx, tsc % 2400000000) == cpu(model, vmx, tsc % 2399999000)
+    assert read(None, "qemu").cpu == ""
 
 
 def test_without_the_hosts_own_answer_libvirts_machine_is_taken() -> None:

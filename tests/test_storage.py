@@ -8,17 +8,20 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import attrs
 import pytest
 
 from latentvirt.domainxml import Layer
 from latentvirt.errors import ImageError, NotFound
 from latentvirt.host import ImageView
-from latentvirt.storage import LONGEST_CHAIN, backing_chain, what_blocks
+from latentvirt.storage import LONGEST_CHAIN, Chain, backing_chain, what_blocks
 from reactorthread import run
 
 
 class Images:
     """A storage that has only images."""
+
+    directory = "/ours"
 
     def __init__(self, *images: ImageView) -> None:
         self._images = {image.path: image for image in images}
@@ -30,7 +33,7 @@ class Images:
         return self._images[path]
 
 
-def _chain(images: Any, path: str, format: str | None = None) -> tuple[tuple[Layer, ...], int]:
+def _chain(images: Any, path: str, format: str | None = None) -> Chain:
     return run(backing_chain(images, path, format, host="qemu:///system", role="base image"))
 
 
@@ -41,15 +44,34 @@ def test_a_chain_is_followed_with_declared_formats() -> None:
         ImageView(path="/middle", format="qcow2", capacity=2, backing="/bottom"),
         ImageView(path="/bottom", format="raw", capacity=1),
     )
-    layers, capacity = _chain(images, "/top")
-    assert layers == (Layer("/top", "qcow2"), Layer("/middle", "raw"), Layer("/bottom", "raw"))
-    assert capacity == 3
+    chain = _chain(images, "/top")
+    assert chain.layers == (Layer("/top", "qcow2"), Layer("/middle", "raw"), Layer("/bottom", "raw"))
+    assert chain.capacity == 3
 
 
 def test_what_the_person_says_of_the_format_counts() -> None:
     """A given format is believed more than the image's looks."""
     images = Images(ImageView(path="/top", format="qcow2", capacity=3))
-    assert _chain(images, "/top", "raw")[0] == (Layer("/top", "raw"),)
+    assert _chain(images, "/top", "raw").layers == (Layer("/top", "raw"),)
+
+
+def test_a_change_anywhere_in_a_chain_is_seen() -> None:
+    """A chain's stamp is another when the content of any image in it is, also of the lowest."""
+    top = ImageView(path="/top", format="qcow2", capacity=3, backing="/bottom", stamp="1 1")
+    bottom = ImageView(path="/bottom", format="qcow2", capacity=3, stamp="2 2")
+    before = _chain(Images(top, bottom), "/top").stamp
+    assert _chain(Images(top, bottom), "/top").stamp == before
+    assert _chain(Images(attrs.evolve(top, stamp="1 3"), bottom), "/top").stamp != before
+    assert _chain(Images(top, attrs.evolve(bottom, stamp="2 3")), "/top").stamp != before
+
+
+def test_files_of_ours_in_a_chain_are_known_as_ours() -> None:
+    """A host may label a file of ours for QEMU's user, and leaves the person's images alone."""
+    images = Images(
+        ImageView(path="/ours/frozen", format="qcow2", capacity=3, backing="/images/base"),
+        ImageView(path="/images/base", format="qcow2", capacity=3),
+    )
+    assert [layer.ours for layer in _chain(images, "/ours/frozen").layers] == [True, False]
 
 
 def test_a_missing_link_is_named() -> None:

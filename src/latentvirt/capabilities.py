@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import hashlib
+
 import attrs
 from lxml import etree
 
@@ -14,6 +16,12 @@ HARDWARE_VIRTUALISATION = frozenset({"vmx", "svm"})
 PREFERRED_MACHINE = {"x86_64": "q35", "i686": "q35", "aarch64": "virt", "armv7l": "virt", "riscv64": "virt"}
 
 PANIC_X86 = "isa"
+
+CPU_DIGITS = 16
+"""Hexadecimal digits of the processor's digest."""
+
+MEASURED = "counter"
+"""The part of ``<cpu>`` that is measured at each of the host's boots, and comes out a little different."""
 
 
 @attrs.frozen(kw_only=True)
@@ -30,6 +38,7 @@ class HostCapabilities:
         maximum_cpu: whether an emulated processor can be asked for with all that QEMU emulates.
         panic_models: devices by which a guest can say that its kernel panicked.
         security_models: as in ``<secmodel>``: ``dac``, ``selinux``, ``apparmor``.
+        cpu: a digest of the host's processor, which a restored guest goes on using; empty if unknown.
     """
 
     arch: str
@@ -41,6 +50,7 @@ class HostCapabilities:
     maximum_cpu: bool = False
     panic_models: tuple[str, ...] = ()
     security_models: tuple[str, ...] = ()
+    cpu: str = ""
 
 
 def is_x86(arch: str) -> bool:
@@ -83,6 +93,7 @@ def read_capabilities(
         maximum_cpu=_supported(domain, "cpu/mode[@name='maximum']"),
         panic_models=_panic_models(domain, arch),
         security_models=() if host is None else tuple(_values(host, "host/secmodel/model")),
+        cpu=_cpu_digest(host),
     )
 
 
@@ -137,6 +148,19 @@ def _machine(host: etree._Element | None, arch: str) -> str | None:
         if machine.text == wanted:
             return machine.get("canonical") or wanted
     return None
+
+
+def _cpu_digest(host: etree._Element | None) -> str:
+    cpu = None if host is None else host.find("host/cpu")
+    if cpu is None:
+        return ""
+    return hashlib.sha256(repr(_sorted(cpu)).encode()).hexdigest()[:CPU_DIGITS]
+
+
+def _sorted(element: etree._Element) -> tuple[object, ...]:
+    """Bring an element into a form in which the order of attributes and children makes no difference."""
+    children = sorted(repr(_sorted(child)) for child in element.iterchildren("*") if child.tag != MEASURED)
+    return (element.tag, sorted(element.items()), (element.text or "").strip(), children)
 
 
 def _panic_models(domain: etree._Element, arch: str) -> tuple[str, ...]:

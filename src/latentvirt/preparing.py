@@ -62,7 +62,8 @@ async def make_overlays(
                 remedy=f"use an image file, or allow_shared={{{disk.target!r}}} if builds may meet there",
                 host=host.uri,
             )
-        chain, capacity = await backing_chain(storage, path, given, host=host.uri, role=role)
+        stand = await backing_chain(storage, path, given, host=host.uri, role=role)
+        chain, capacity = stand.layers, stand.capacity
         if disk.system and spec.kind == "generated" and spec.size.disk is not None:
             capacity = max(capacity, spec.size.disk * BYTES_PER_MIB)
         name = FileName(ownership.slot, ownership.start, "overlay", disk.target)

@@ -197,9 +197,9 @@ def test_a_missing_image(backend: Backend, storage: Storage) -> None:
 def test_a_chain_is_followed_to_its_end(backend: Backend, storage: Storage) -> None:
     """All images that a base image stands on are found, nearest first, with the size that a guest sees."""
     top = backend.add_image("top.qcow2", backing=_base(backend).path)
-    layers, capacity = run(backing_chain(storage, top, None, host=backend.uri, role="base image"))
-    assert layers == (Layer(top, "qcow2"), _base(backend))
-    assert capacity == MIB
+    chain = run(backing_chain(storage, top, None, host=backend.uri, role="base image"))
+    assert chain.layers == (Layer(top, "qcow2"), _base(backend))
+    assert chain.capacity == MIB
 
 
 def test_overlays_are_made_while_the_directory_is_listed(backend: Backend, storage: Storage) -> None:

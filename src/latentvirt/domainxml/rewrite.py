@@ -36,11 +36,14 @@ class Layer:
         path: on the host.
         format: as in libvirt's XML: ``qcow2``, ``raw``...
         kind: ``file`` or ``block``.
+        ours: whether it is a file of ours, which libvirt may give to the hypervisor's user; a live domain's
+            XML does not say so, so that it makes no layer another.
     """
 
     path: str
     format: str
     kind: LayerKind = "file"
+    ours: bool = attrs.field(default=False, eq=False)
 
 
 @attrs.frozen
@@ -158,7 +161,7 @@ def _fill_chain(store: Element | None, chain: Sequence[Layer], models: Sequence[
         store.set("type", layer.kind)
         append(store, etree.Element("format", type=layer.format))
         source = append(store, etree.Element("source", {PATH_ATTRIBUTE[layer.kind]: layer.path}))
-        for model in models:
+        for model in () if layer.ours else models:
             # Else libvirt gives the image to the hypervisor's user, and never gives it back.
             append(source, etree.Element("seclabel", model=model, relabel="no"))
         store = append(store, etree.Element("backingStore"))

@@ -4,7 +4,7 @@ from latentvirt.host.driver import Driver, LibvirtDriver
 from latentvirt.host.host import Host
 from latentvirt.host.link import Deadlines, Watch
 from latentvirt.host.streams import ByteStream
-from latentvirt.host.views import Condition, Created, DomainNews, DomainView, ImageView
+from latentvirt.host.views import Condition, Created, DomainNews, DomainView, ImageView, MemoryView, Versions
 
 __all__ = [
     "ByteStream",
@@ -17,5 +17,7 @@ __all__ = [
     "Host",
     "ImageView",
     "LibvirtDriver",
+    "MemoryView",
+    "Versions",
     "Watch",
 ]

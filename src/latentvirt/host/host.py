@@ -1,32 +1,27 @@
-"""A libvirt host's verbs: domains, consoles, volumes, networks; nothing above here imports libvirt."""
+"""A libvirt host's verbs: domains, consoles, networks, and what the rooms beside this one add."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any, TypeVar
+from typing import Any
 
 import libvirt
-from twisted.internet import defer
 
-from latentvirt.capabilities import HostCapabilities
-from latentvirt.config import Connection
 from latentvirt.errors import HostError, LatentvirtError, NotFound
-from latentvirt.host import domains, storage
+from latentvirt.host import domains
 from latentvirt.host.codes import GONE, news_from_state
-from latentvirt.host.driver import Driver, LibvirtDriver
-from latentvirt.host.link import Deadlines, Link, Watch
-from latentvirt.host.probe import probe
+from latentvirt.host.link import Watch
+from latentvirt.host.memory import MemoryVerbs
 from latentvirt.host.streams import ByteStream
-from latentvirt.host.views import Created, DomainNews, DomainView, ImageView
+from latentvirt.host.views import Created, DomainNews, DomainView
+from latentvirt.host.volumes import VolumeVerbs
 from latentvirt.host.xmlread import read
 from latentvirt.names import Ownership
-
-T = TypeVar("T")
 
 WRITE_TRIES = 100
 
 
-class Host:
+class Host(MemoryVerbs, VolumeVerbs):
     """Speak with one libvirt host; it lives as long as somebody names it.
 
     Every method has a deadline and raises `HostError` or one of its kinds. All are for the reactor's thread.
@@ -37,68 +32,6 @@ class Host:
         driver: opens connections; real libvirt's by default.
         deadlines: how long calls may take.
     """
-
-    def __init__(
-        self,
-        connection: Connection,
-        reactor: Any,
-        *,
-        driver: Driver | None = None,
-        deadlines: Deadlines | None = None,
-    ) -> None:
-        self.connection = connection
-        self.reactor = reactor
-        self._deadlines = deadlines or Deadlines()
-        self._link = Link(connection.uri, reactor, driver or LibvirtDriver(), self._deadlines)
-        self._capabilities: HostCapabilities | None = None
-        self._asking = defer.DeferredLock()
-
-    @property
-    def uri(self) -> str:
-        """The host's name for libvirt, which messages use too."""
-        return self.connection.uri
-
-    @property
-    def is_open(self) -> bool:
-        """Whether there is a connection that is not known to be broken."""
-        return self._link.is_open
-
-    async def open(self) -> None:
-        """Open the connection, if there is none."""
-        await self._link.open()
-
-    async def close(self) -> None:
-        """Close the connection for good."""
-        await self._link.close()
-
-    async def run_local(self, what: str, do: Callable[[], T], *, deadline_s: float | None = None) -> T:
-        """Do something blocking on one of the host's threads; for embed's own storage."""
-        return await self._link.run(what, do, deadline_s=deadline_s or self._deadlines.storage)
-
-    async def _call(
-        self,
-        what: str,
-        do: Callable[[Any], T],
-        *,
-        deadline_s: float | None = None,
-        domain: str = "",
-        late: Callable[[T], object] | None = None,
-    ) -> T:
-        return await self._link.call(
-            what, do, deadline_s=deadline_s or self._deadlines.call, domain=domain, late=late
-        )
-
-    async def capabilities(self) -> HostCapabilities:
-        """Read what the host can run; asked once per host, since probing QEMU is slow."""
-        await self._asking.acquire()
-        try:
-            if self._capabilities is None:
-                self._capabilities = await self._call(
-                    "read the host's capabilities", probe, deadline_s=self._deadlines.create
-                )
-            return self._capabilities
-        finally:
-            self._asking.release()
 
     # Domains
 
@@ -268,85 +201,6 @@ class Host:
         except LatentvirtError:
             # The connection is gone, and with it the stream.
             pass
-
-    # Storage
-
-    async def ensure_pool(self, name: str, path: str) -> None:
-        """See to a directory and the active pool over it."""
-        await self._call(
-            f"make the storage pool over {path}",
-            lambda c: storage.ensure_pool(c, name, path),
-            deadline_s=self._deadlines.storage,
-        )
-
-    async def pools(self) -> dict[str, str]:
-        """List the active pools: name to directory."""
-        return await self._call("list the storage pools", storage.list_pools)
-
-    async def remove_pool(self, name: str) -> None:
-        """Remove a pool and its directory, if that is empty; one that is not there is done already."""
-        await self._call(
-            f"remove the storage pool {name}",
-            lambda c: storage.remove_pool(c, name),
-            deadline_s=self._deadlines.storage,
-        )
-
-    async def create_volume(self, pool: str, xml: str) -> str:
-        """Create a volume.
-
-        Returns:
-            Its path on the host.
-
-        Raises:
-            AlreadyExists: there is one of that name.
-        """
-
-        def create(connection: Any) -> str:
-            return str(connection.storagePoolLookupByName(pool).createXML(xml, 0).path())
-
-        return await self._call("create a volume", create, deadline_s=self._deadlines.storage)
-
-    async def volumes(self, pool: str) -> list[str]:
-        """List a pool's volumes by name, as the directory holds them now.
-
-        While a volume is being made libvirt does not look there; then it is what libvirt knows of.
-        """
-        return await self._call(
-            "list the volumes", lambda c: storage.list_volumes(c, pool), deadline_s=self._deadlines.storage
-        )
-
-    async def delete_volume(self, pool: str, name: str) -> None:
-        """Delete a volume; one that is not there is done already."""
-        await self._call(
-            f"delete the volume {name}",
-            lambda c: storage.delete_volume(c, pool, name),
-            deadline_s=self._deadlines.storage,
-        )
-
-    async def volume_path(self, pool: str, name: str) -> str:
-        """Say where a volume of the person's lies."""
-        return await self._call(
-            f"look for the volume {name} in pool {pool}",
-            lambda c: str(c.storagePoolLookupByName(pool).storageVolLookupByName(name).path()),
-        )
-
-    async def image(self, path: str, *, probe_pool: str) -> ImageView:
-        """Look at an image file on the host: its format, its size and what it stands on.
-
-        A file in no active pool is seen through a pool that exists for the moment of the look.
-
-        Args:
-            path: of the file, on the host.
-            probe_pool: name for that pool.
-
-        Raises:
-            NotFound: there is no such file.
-        """
-        return await self._call(
-            f"look at the image {path}",
-            lambda c: storage.look_at_image(c, path, probe_pool),
-            deadline_s=self._deadlines.storage,
-        )
 
     # Networks
 

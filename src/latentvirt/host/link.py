@@ -47,12 +47,14 @@ class Deadlines:
         call: a call that only looks, or changes little.
         create: creating a domain; libvirt may probe QEMU first, which takes 15 s where it cannot cache.
         storage: making or removing a volume or a pool.
+        save: writing a domain's memory to a file, or reading it back.
     """
 
     open: float = 10.0
     call: float = 15.0
     create: float = 60.0
     storage: float = 60.0
+    save: float = 300.0
 
 
 @attrs.define(eq=False)
@@ -105,6 +107,8 @@ class Link:
         self.reactor = reactor
         self.deadlines = deadlines
         self.watches: set[Watch] = set()
+        self.opens = 0
+        """How many connections there have been; what was asked on an earlier one may be so no more."""
         self._driver = driver
         self._lane = Lane(uri, reactor, CALLS_AT_A_TIME)
         # Opening has a thread to itself: a daemon that accepts and stays mute holds it for good, and
@@ -146,7 +150,8 @@ class Link:
         def work() -> T:
             try:
                 return do(opened.connection)
-            except LatentvirtError:
+            except LatentvirtError as error:
+                error.host = error.host or self.uri
                 raise
             except Exception as error:
                 translated = error_from(error, what, host=self.uri, domain=domain)
@@ -212,6 +217,7 @@ class Link:
             raise failed from error
         waiting, self._opening = self._opening, None
         self._opened = opened
+        self.opens += 1
         for other in waiting:
             other.callback(opened)
         return opened

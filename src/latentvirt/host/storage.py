@@ -9,7 +9,7 @@ from xml.sax.saxutils import escape
 
 import libvirt
 
-from latentvirt.errors import HostError, NotFound
+from latentvirt.errors import AlreadyExists, HostError, NotFound
 from latentvirt.host.views import ImageView
 from latentvirt.host.xmlread import read, text_at
 from latentvirt.names import is_look_pool
@@ -90,10 +90,41 @@ def delete_volume(connection: Any, pool: str, name: str) -> None:
             raise
 
 
-def look_at_image(connection: Any, path: str, probe_pool: str) -> ImageView:
-    """Look at an image file, through a pool that exists for the moment of the look if there is no other."""
+def look_at_volume(connection: Any, pool: str, name: str) -> ImageView:
+    """Look at a volume; its format and backing are those that libvirt saw when it first saw the file."""
+    volume = connection.storagePoolLookupByName(pool).storageVolLookupByName(name)
+    return _image_view(volume)
+
+
+def copy_volume(connection: Any, pool: str, source: str, target: str, mode: str) -> str:
+    """Copy a volume; returns the copy's path."""
+    found = connection.storagePoolLookupByName(pool)
+    original = found.storageVolLookupByName(source)
+    format = _image_view(original).format
+    xml = (
+        f"<volume><name>{escape(target)}</name><capacity unit='bytes'>0</capacity><target>"
+        f"<format type='{escape(format)}'/><permissions><mode>{mode}</mode></permissions></target></volume>"
+    )
     try:
-        return _look(connection, path, probe_pool)
+        return str(found.createXMLFrom(xml, original, 0).path())
+    except libvirt.libvirtError as error:
+        # A name that is taken has no code of its own here, so look; what fails half-way libvirt removes.
+        if target in found.listVolumes():
+            raise AlreadyExists(f"there is a volume {target} already") from error
+        raise
+
+
+def look_at_image(connection: Any, path: str, probe_pool: str, known: dict[str, str]) -> ImageView:
+    """Look at an image file, through a pool that exists for the moment of the look if there is no other.
+
+    Args:
+        connection: a virConnect.
+        path: of the file, on the host.
+        probe_pool: name for that pool.
+        known: stamps, by path, of the files that libvirt's pools are known to have seen; added to.
+    """
+    try:
+        return _look(connection, path, probe_pool, known)
     except libvirt.libvirtError as error:
         if error.get_error_code() == libvirt.VIR_ERR_NO_STORAGE_POOL:
             # The file was seen through another master's pool, which was there for a moment only.
@@ -101,9 +132,9 @@ def look_at_image(connection: Any, path: str, probe_pool: str) -> ImageView:
         raise
 
 
-def _look(connection: Any, path: str, probe_pool: str) -> ImageView:
+def _look(connection: Any, path: str, probe_pool: str, known: dict[str, str]) -> ImageView:
     try:
-        return _image_view(connection.storageVolLookupByPath(path), path)
+        return _seen_anew(connection, path, known)
     except libvirt.libvirtError as error:
         if error.get_error_code() != libvirt.VIR_ERR_NO_STORAGE_VOL:
             raise
@@ -134,7 +165,25 @@ def _look(connection: Any, path: str, probe_pool: str) -> ImageView:
         pool.destroy()
 
 
-def _image_view(volume: Any, path: str) -> ImageView:
+def _seen_anew(connection: Any, path: str, known: dict[str, str]) -> ImageView:
+    """See a file in an active pool, which reads its format and backing at a refresh only."""
+    volume = connection.storageVolLookupByPath(path)
+    view = _image_view(volume, path)
+    if known.get(path) == view.stamp:
+        return view
+    try:
+        volume.storagePoolLookupByVolume().refresh(0)
+    except libvirt.libvirtError as error:
+        if error.get_error_code() != libvirt.VIR_ERR_INTERNAL_ERROR:
+            raise
+        # Somebody is uploading into that pool, maybe for long: better what it knows than no build meanwhile.
+        return view
+    view = _image_view(connection.storageVolLookupByPath(path), path)
+    known[path] = view.stamp
+    return view
+
+
+def _image_view(volume: Any, path: str = "") -> ImageView:
     root = read(volume.XMLDesc(0))
     permissions = root.find("target/permissions")
     owner = ""
@@ -144,11 +193,16 @@ def _image_view(volume: Any, path: str) -> ImageView:
         )
     found = root.find("target/format")
     backing_format = root.find("backingStore/format")
+    length = root.findtext("physical") or root.findtext("capacity", "")
+    modified, changed = (root.findtext(f"target/timestamps/{time}", "") for time in ("mtime", "ctime"))
     return ImageView(
-        path=path,
+        path=path or str(root.findtext("target/path", "")),
         format=str(found.get("type")) if found is not None else "raw",
         capacity=int(root.findtext("capacity", "0")),
         backing=root.findtext("backingStore/path"),
         backing_format=backing_format.get("type") if backing_format is not None else None,
         owner=owner,
+        size=int(root.findtext("allocation", "0")),
+        modified=f"{length} {modified}",
+        stamp=f"{length} {modified} {changed}",
     )

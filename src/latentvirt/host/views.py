@@ -69,6 +69,10 @@ class ImageView:
         backing: path of the image that this one stands on, None if it stands alone.
         backing_format: that one's format, None if the image does not say.
         owner: ``uid:gid mode`` for messages, empty if unknown.
+        size: bytes that it takes on the host's disk.
+        modified: its length and the time of its last write, which tell one content from another; for files
+            whose owner libvirt itself changes.
+        stamp: the same and the time of its last change of any kind, which nobody can set back.
     """
 
     path: str
@@ -77,11 +81,14 @@ class ImageView:
     backing: str | None = None
     backing_format: str | None = None
     owner: str = ""
+    size: int = 0
+    modified: str = ""
+    stamp: str = ""
 
 
 @attrs.frozen
 class Created:
-    """A domain that was created, paused.
+    """A domain that was created or restored, paused.
 
     Args:
         uuid: its UUID.
@@ -90,3 +97,29 @@ class Created:
 
     uuid: str
     xml: str = attrs.field(repr=False)
+
+
+@attrs.frozen
+class Versions:
+    """What runs on a host, as libvirt numbers it: major * 1000000 + minor * 1000 + release.
+
+    Args:
+        libvirt: of the daemon.
+        hypervisor: of QEMU.
+    """
+
+    libvirt: int
+    hypervisor: int
+
+
+@attrs.frozen
+class MemoryView:
+    """A host's memory at one moment, in MiB.
+
+    Args:
+        total: all that it has.
+        available: what new VMs can have without swapping, about.
+    """
+
+    total: int
+    available: int

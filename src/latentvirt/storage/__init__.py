@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from latentvirt.host import Host
 from latentvirt.storage.base import Storage
-from latentvirt.storage.chain import LONGEST_CHAIN, backing_chain
+from latentvirt.storage.chain import LONGEST_CHAIN, Chain, backing_chain
 from latentvirt.storage.embed import EmbedStorage
 from latentvirt.storage.permissions import what_blocks
 from latentvirt.storage.pool import PoolStorage
@@ -28,6 +28,7 @@ def open_storage(host: Host, owner: str, folder: str) -> Storage:
 
 __all__ = [
     "LONGEST_CHAIN",
+    "Chain",
     "Storage",
     "backing_chain",
     "open_storage",

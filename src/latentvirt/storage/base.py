@@ -24,8 +24,12 @@ class Storage(Protocol):
         """See to it that the directory is there."""
         ...
 
+    def path_of(self, name: FileName) -> str:
+        """Say where on the host a file of ours lies, whether it is there or not."""
+        ...
+
     async def image(self, path: str) -> ImageView:
-        """Look at an image of the person's.
+        """Look at an image, the person's or ours.
 
         Raises:
             NotFound: there is none.
@@ -47,6 +51,38 @@ class Storage(Protocol):
 
     async def create_empty(self, name: FileName | Lease) -> str:
         """Create an empty file, to be filled by libvirt; returns its path on the host."""
+        ...
+
+    async def copy(self, source: FileName, target: FileName) -> str:
+        """Copy a file of ours.
+
+        Args:
+            source: the file.
+            target: name of the copy.
+
+        Returns:
+            The copy's path on the host.
+
+        Raises:
+            NotFound: there is no such file.
+            AlreadyExists: there is a file of the copy's name.
+        """
+        ...
+
+    async def modified(self, name: FileName) -> str:
+        """Tell one content of a file of ours from another, by its length and the time of its last write.
+
+        Raises:
+            NotFound: there is no such file.
+        """
+        ...
+
+    async def size(self, name: str) -> int:
+        """Say how many bytes a file of ours takes on the host's disk.
+
+        Raises:
+            NotFound: there is no such file.
+        """
         ...
 
     async def delete(self, name: str) -> None:

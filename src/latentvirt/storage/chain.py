@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import posixpath
+
+import attrs
+
 from latentvirt.domainxml import Layer
 from latentvirt.errors import ImageError, NotFound
 from latentvirt.storage.base import Storage
@@ -9,9 +13,24 @@ from latentvirt.storage.base import Storage
 LONGEST_CHAIN = 32
 
 
+@attrs.frozen
+class Chain:
+    """An image and all that it stands on.
+
+    Args:
+        layers: nearest first.
+        capacity: bytes that a guest sees.
+        stamp: changes with the content of any of them.
+    """
+
+    layers: tuple[Layer, ...]
+    capacity: int
+    stamp: str
+
+
 async def backing_chain(
     storage: Storage, path: str, given_format: str | None, *, host: str, role: str
-) -> tuple[tuple[Layer, ...], int]:
+) -> Chain:
     """Follow an image down to the one that stands alone.
 
     Args:
@@ -21,13 +40,11 @@ async def backing_chain(
         host: URI, for messages.
         role: what the image is for, for messages: "base image".
 
-    Returns:
-        The chain, nearest first, and the bytes that a guest sees.
-
     Raises:
         ImageError: a link of the chain is missing, or the chain has no end.
     """
     layers: list[Layer] = []
+    stamps: list[str] = []
     capacity = 0
     following: str | None = path
     wanted = given_format
@@ -43,7 +60,9 @@ async def backing_chain(
                 host=host,
                 remedy="check the path on that host; its folder must be there, too",
             ) from error
-        layers.append(Layer(seen.path, wanted or seen.format))
+        ours = posixpath.dirname(seen.path) == storage.directory
+        layers.append(Layer(seen.path, wanted or seen.format, ours=ours))
+        stamps.append(seen.stamp)
         capacity = capacity or seen.capacity
         following, wanted = seen.backing, seen.backing_format
-    return tuple(layers), capacity
+    return Chain(tuple(layers), capacity, ", ".join(stamps))

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import posixpath
+import shutil
 import subprocess
 
 import attrs
@@ -15,6 +16,9 @@ from latentvirt.host import Host, ImageView
 from latentvirt.names import FileName, Lease, directory_name
 from latentvirt.storage.base import FILE_MODE, delete_leases, renew_lease
 from latentvirt.storage.permissions import owner_of
+
+STAT_BLOCK_BYTES = 512
+"""What `os.stat` counts a file's blocks in, whatever the file system's own blocks are."""
 
 
 @attrs.define(eq=False)
@@ -47,13 +51,17 @@ class EmbedStorage:
 
         await self.host.run_local("make our directory", make)
 
+    def path_of(self, name: FileName) -> str:
+        """Say where a file of ours lies."""
+        return posixpath.join(self.directory, str(name))
+
     async def image(self, path: str) -> ImageView:
-        """Look at an image of the person's."""
+        """Look at an image, the person's or ours."""
         return await self.host.run_local("look at an image", lambda: _local_image(path, self.host.uri))
 
     async def create_overlay(self, name: FileName, backing: Layer, capacity: int) -> str:
         """Create a qcow2 overlay over an image."""
-        path = posixpath.join(self.directory, str(name))
+        path = self.path_of(name)
 
         def make() -> str:
             # Made first, since qemu-img would write over what is there, and let others read it for a moment.
@@ -80,6 +88,32 @@ class EmbedStorage:
             return path
 
         return await self.host.run_local("create a file", make)
+
+    async def copy(self, source: FileName, target: FileName) -> str:
+        """Copy a file of ours."""
+        path = self.path_of(target)
+
+        def copy() -> str:
+            _stat(self.path_of(source), self.host.uri)
+            _make_file(path, self.host.uri)
+            try:
+                shutil.copyfile(self.path_of(source), path)
+            except BaseException:
+                os.unlink(path)
+                raise
+            return path
+
+        return await self.host.run_local("copy a file", copy)
+
+    async def modified(self, name: FileName) -> str:
+        """Tell one content of a file of ours from another."""
+        path = self.path_of(name)
+        return await self.host.run_local("look at a file", lambda: _modified(_stat(path, self.host.uri)))
+
+    async def size(self, name: str) -> int:
+        """Say how many bytes a file of ours takes."""
+        path = posixpath.join(self.directory, name)
+        return await self.host.run_local("look at a file", lambda: _size(_stat(path, self.host.uri)))
 
     async def delete(self, name: str) -> None:
         """Delete a file of ours."""
@@ -141,13 +175,25 @@ def _qemu_img(host: str, *arguments: str) -> str:
     return done.stdout
 
 
-def _local_image(path: str, host: str) -> ImageView:
+def _stat(path: str, host: str) -> os.stat_result:
     try:
-        status = os.stat(path)
+        return os.stat(path)
     except FileNotFoundError:
-        raise NotFound(f"there is no image {path}", host=host) from None
+        raise NotFound(f"there is no file {path}", host=host) from None
     except OSError as error:
-        raise ImageError(f"cannot look at the image {path}: {error.strerror}", host=host) from error
+        raise ImageError(f"cannot look at the file {path}: {error.strerror}", host=host) from error
+
+
+def _size(status: os.stat_result) -> int:
+    return status.st_blocks * STAT_BLOCK_BYTES
+
+
+def _modified(status: os.stat_result) -> str:
+    return f"{status.st_size} {status.st_mtime_ns}"
+
+
+def _local_image(path: str, host: str) -> ImageView:
+    status = _stat(path, host)
     # -U: a running VM may have the image open, and to look takes no lock.
     try:
         told = json.loads(_qemu_img(host, "info", "-U", "--output=json", path))
@@ -165,4 +211,7 @@ def _local_image(path: str, host: str) -> ImageView:
         backing=backing,
         backing_format=told.get("backing-filename-format"),
         owner=owner_of(status),
+        size=_size(status),
+        modified=_modified(status),
+        stamp=f"{_modified(status)} {status.st_ctime_ns}",
     )

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import posixpath
+from collections.abc import Awaitable, Callable
+from typing import TypeVar
 from xml.sax.saxutils import escape
 
 import attrs
@@ -13,6 +15,8 @@ from latentvirt.errors import HostError, HostUnreachable, NotFound
 from latentvirt.host import Host, ImageView
 from latentvirt.names import FileName, Lease, directory_name, look_pool_name, pool_name
 from latentvirt.storage.base import FILE_MODE, delete_leases, renew_lease
+
+T = TypeVar("T")
 
 PROBE_TRIES = 20
 PROBE_PAUSE_S = 0.1
@@ -41,8 +45,15 @@ class PoolStorage:
         """See to it that the directory and its pool are there."""
         await self.host.ensure_pool(self._pool, self.directory)
 
+    def path_of(self, name: FileName) -> str:
+        """Say where on the host a file of ours lies."""
+        return posixpath.join(self.directory, str(name))
+
     async def image(self, path: str) -> ImageView:
-        """Look at an image of the person's, one look at a time: a look may need a pool of its own."""
+        """Look at an image, the person's one at a time: such a look may need a pool of its own."""
+        folder, name = posixpath.split(path)
+        if folder == self.directory:
+            return await self._look(name)
         await self._probing.acquire()
         try:
             for tries_left in reversed(range(PROBE_TRIES)):
@@ -76,13 +87,33 @@ class PoolStorage:
             f"<permissions><mode>{FILE_MODE}</mode></permissions></target></volume>"
         )
 
+    async def copy(self, source: FileName, target: FileName) -> str:
+        """Copy a file of ours."""
+        return await self._in_pool(
+            lambda: self.host.copy_volume(self._pool, str(source), str(target), mode=FILE_MODE)
+        )
+
+    async def modified(self, name: FileName) -> str:
+        """Tell one content of a file of ours from another."""
+        return (await self._look(str(name))).modified
+
+    async def size(self, name: str) -> int:
+        """Say how many bytes a file of ours takes."""
+        return (await self._look(name)).size
+
+    async def _look(self, name: str) -> ImageView:
+        return await self._in_pool(lambda: self.host.volume(self._pool, name))
+
     async def _create(self, xml: str) -> str:
+        return await self._in_pool(lambda: self.host.create_volume(self._pool, xml))
+
+    async def _in_pool(self, do: Callable[[], Awaitable[T]]) -> T:
         try:
-            return await self.host.create_volume(self._pool, xml)
+            return await do()
         except NotFound:
-            # The pool went away behind us: libvirt was restarted, or somebody stopped it.
+            # The pool went away behind us: libvirt was restarted, the host booted, or somebody stopped it.
             await self.prepare()
-            return await self.host.create_volume(self._pool, xml)
+            return await do()
 
     async def delete(self, name: str) -> None:
         """Delete a file of ours."""

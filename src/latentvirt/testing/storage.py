@@ -171,6 +171,10 @@ class VirVolume:
     def path(self) -> str:
         return self._meet("path")
 
+    def storagePoolLookupByVolume(self) -> VirPool:
+        self._meet("storagePoolLookupByVolume")
+        return VirPool(self._connection, self._pool)
+
     def delete(self, flags: int = 0) -> int:
         path = self._meet("delete")
         with self._connection.host.lock:

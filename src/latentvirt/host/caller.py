@@ -1,0 +1,88 @@
+"""How a host's verbs reach it: over one link, each within a deadline, with errors of ours."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, TypeVar
+
+from twisted.internet import defer
+
+from latentvirt.capabilities import HostCapabilities
+from latentvirt.config import Connection
+from latentvirt.host.driver import Driver, LibvirtDriver
+from latentvirt.host.link import Deadlines, Link
+from latentvirt.host.probe import probe
+
+T = TypeVar("T")
+
+
+class Caller:
+    """Make calls to one host; `Host` is what it is for, and describes the arguments."""
+
+    def __init__(
+        self,
+        connection: Connection,
+        reactor: Any,
+        *,
+        driver: Driver | None = None,
+        deadlines: Deadlines | None = None,
+    ) -> None:
+        self.connection = connection
+        self.reactor = reactor
+        self._deadlines = deadlines or Deadlines()
+        self._link = Link(connection.uri, reactor, driver or LibvirtDriver(), self._deadlines)
+        self._capabilities: HostCapabilities | None = None
+        self._asked_on = 0
+        self._asking = defer.DeferredLock()
+        self._known_images: dict[str, str] = {}
+
+    @property
+    def uri(self) -> str:
+        """The host's name for libvirt, which messages use too."""
+        return self.connection.uri
+
+    @property
+    def is_open(self) -> bool:
+        """Whether there is a connection that is not known to be broken."""
+        return self._link.is_open
+
+    async def open(self) -> None:
+        """Open the connection, if there is none."""
+        await self._link.open()
+
+    async def close(self) -> None:
+        """Close the connection for good."""
+        await self._link.close()
+
+    async def run_local(self, what: str, do: Callable[[], T], *, deadline_s: float | None = None) -> T:
+        """Do something blocking on one of the host's threads; for embed's own storage."""
+        return await self._link.run(what, do, deadline_s=deadline_s or self._deadlines.storage)
+
+    async def _call(
+        self,
+        what: str,
+        do: Callable[[Any], T],
+        *,
+        deadline_s: float | None = None,
+        domain: str = "",
+        late: Callable[[T], object] | None = None,
+    ) -> T:
+        return await self._link.call(
+            what, do, deadline_s=deadline_s or self._deadlines.call, domain=domain, late=late
+        )
+
+    async def capabilities(self) -> HostCapabilities:
+        """Read what the host can run; asked once per connection, since probing QEMU is slow."""
+        await self._asking.acquire()
+        try:
+            # A host that was away may have been upgraded meanwhile.
+            await self._link.open()
+            if self._capabilities is None or self._asked_on != self._link.opens:
+                opens = self._link.opens
+                self._capabilities = await self._call(
+                    "read the host's capabilities", probe, deadline_s=self._deadlines.create
+                )
+                self._asked_on = opens
+            return self._capabilities
+        finally:
+            self._asking.release()

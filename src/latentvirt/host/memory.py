@@ -1,0 +1,98 @@
+"""A libvirt host's verbs for memory: pausing VMs, saving and restoring them, and how much there is."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import libvirt
+
+from latentvirt.host import domains
+from latentvirt.host.caller import Caller
+from latentvirt.host.codes import UNSUPPORTED
+from latentvirt.host.views import Created, MemoryView, Versions
+
+KIB_PER_MIB = 1024
+BYTES_PER_MIB = 1024 * KIB_PER_MIB
+
+
+class MemoryVerbs(Caller):
+    """The part of `Host` that deals with memory."""
+
+    async def pause(self, uuid: str) -> None:
+        """Let a domain stand still, its memory kept."""
+        await self._call("pause the domain", lambda c: c.lookupByUUIDString(uuid).suspend())
+
+    async def save(self, uuid: str, path: str, *, name: str = "") -> None:
+        """Write a domain's memory to a file, and end the domain.
+
+        A save that passes its deadline goes on all the same, as libvirt has no way back from it.
+
+        Args:
+            uuid: of the domain; restored, it will be paused.
+            path: of a file on the host, which is written over.
+            name: the domain's name, for messages.
+        """
+        flags = libvirt.VIR_DOMAIN_SAVE_PAUSED
+        await self._call(
+            f"save the domain to {path}",
+            lambda c: c.lookupByUUIDString(uuid).saveFlags(path, None, flags),
+            deadline_s=self._deadlines.save,
+            domain=name,
+        )
+
+    async def saved_xml(self, path: str) -> str:
+        """Read the description, secrets included, of the domain that was saved to a file."""
+        flags = libvirt.VIR_DOMAIN_SAVE_IMAGE_XML_SECURE
+        return await self._call(
+            f"read the saved domain in {path}", lambda c: str(c.saveImageGetXMLDesc(path, flags))
+        )
+
+    async def restore(self, path: str, xml: str, *, name: str) -> Created:
+        """Restore a saved domain, paused where it was saved, and read back what came of it.
+
+        Args:
+            path: of the file that it was saved to; it stays as it is.
+            xml: the domain's description; its name, UUID and devices must be those that were saved.
+            name: the domain's name.
+        """
+
+        def restore(connection: Any) -> tuple[Any, Created]:
+            connection.restoreFlags(path, xml, libvirt.VIR_DOMAIN_SAVE_PAUSED)
+            domain = connection.lookupByName(name)
+            try:
+                return domain, domains.read_back(domain)
+            except BaseException:
+                # Nobody knows its UUID yet, so nobody else will end it.
+                domains.destroy(domain)
+                raise
+
+        _, created = await self._call(
+            f"restore the domain from {path}",
+            restore,
+            deadline_s=self._deadlines.save,
+            domain=name,
+            late=lambda result: domains.destroy(result[0]),
+        )
+        return created
+
+    async def versions(self) -> Versions:
+        """Say which libvirt and which QEMU the host has now."""
+        return await self._call(
+            "read the host's versions", lambda c: Versions(int(c.getLibVersion()), int(c.getVersion()))
+        )
+
+    async def memory(self) -> MemoryView:
+        """Say how much memory the host has, and how much of it new VMs can have now."""
+        return await self._call("look at the host's memory", _memory)
+
+
+def _memory(connection: Any) -> MemoryView:
+    try:
+        found = connection.getMemoryStats(libvirt.VIR_NODE_MEMORY_STATS_ALL_CELLS, 0)
+    except libvirt.libvirtError as error:
+        if error.get_error_code() not in UNSUPPORTED:
+            raise
+        return MemoryView(int(connection.getInfo()[1]), int(connection.getFreeMemory()) // BYTES_PER_MIB)
+    # Linux gives up its caches when somebody needs the memory; what a tmpfs holds counts as cache as well.
+    available = sum(found.get(part, 0) for part in ("free", "buffers", "cached"))
+    return MemoryView(found["total"] // KIB_PER_MIB, available // KIB_PER_MIB)

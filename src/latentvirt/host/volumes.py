@@ -1,0 +1,124 @@
+"""A libvirt host's verbs for pools, volumes and images."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from latentvirt.host import storage
+from latentvirt.host.caller import Caller
+from latentvirt.host.views import ImageView
+
+
+class VolumeVerbs(Caller):
+    """The part of `Host` that deals with files."""
+
+    async def ensure_pool(self, name: str, path: str) -> None:
+        """See to a directory and the active pool over it."""
+        await self._call(
+            f"make the storage pool over {path}",
+            lambda c: storage.ensure_pool(c, name, path),
+            deadline_s=self._deadlines.storage,
+        )
+
+    async def pools(self) -> dict[str, str]:
+        """List the active pools: name to directory."""
+        return await self._call("list the storage pools", storage.list_pools)
+
+    async def remove_pool(self, name: str) -> None:
+        """Remove a pool and its directory, if that is empty; one that is not there is done already."""
+        await self._call(
+            f"remove the storage pool {name}",
+            lambda c: storage.remove_pool(c, name),
+            deadline_s=self._deadlines.storage,
+        )
+
+    async def create_volume(self, pool: str, xml: str) -> str:
+        """Create a volume.
+
+        Returns:
+            Its path on the host.
+
+        Raises:
+            AlreadyExists: there is one of that name.
+        """
+
+        def create(connection: Any) -> str:
+            return str(connection.storagePoolLookupByName(pool).createXML(xml, 0).path())
+
+        return await self._call("create a volume", create, deadline_s=self._deadlines.storage)
+
+    async def volumes(self, pool: str) -> list[str]:
+        """List a pool's volumes by name, as the directory holds them now.
+
+        While a volume is being made libvirt does not look there; then it is what libvirt knows of.
+        """
+        return await self._call(
+            "list the volumes", lambda c: storage.list_volumes(c, pool), deadline_s=self._deadlines.storage
+        )
+
+    async def delete_volume(self, pool: str, name: str) -> None:
+        """Delete a volume; one that is not there is done already."""
+        await self._call(
+            f"delete the volume {name}",
+            lambda c: storage.delete_volume(c, pool, name),
+            deadline_s=self._deadlines.storage,
+        )
+
+    async def volume(self, pool: str, name: str) -> ImageView:
+        """Look at a volume of a pool that only we change: the file as it is now, its format as it was made.
+
+        Raises:
+            NotFound: there is no such volume, or no such pool.
+        """
+        return await self._call(
+            f"look at the volume {name}",
+            lambda c: storage.look_at_volume(c, pool, name),
+            deadline_s=self._deadlines.storage,
+        )
+
+    async def copy_volume(self, pool: str, source: str, target: str, *, mode: str) -> str:
+        """Copy a volume within its pool.
+
+        Args:
+            pool: name of the pool.
+            source: the volume's name.
+            target: the copy's name.
+            mode: the copy's permissions, in octal digits.
+
+        Returns:
+            The copy's path on the host.
+
+        Raises:
+            NotFound: there is no such volume, or no such pool.
+            AlreadyExists: there is a volume of the copy's name.
+        """
+        return await self._call(
+            f"copy the volume {source}",
+            lambda c: storage.copy_volume(c, pool, source, target, mode),
+            deadline_s=self._deadlines.storage,
+        )
+
+    async def volume_path(self, pool: str, name: str) -> str:
+        """Say where a volume of the person's lies."""
+        return await self._call(
+            f"look for the volume {name} in pool {pool}",
+            lambda c: str(c.storagePoolLookupByName(pool).storageVolLookupByName(name).path()),
+        )
+
+    async def image(self, path: str, *, probe_pool: str) -> ImageView:
+        """Look at an image file on the host: its format, its size and what it stands on.
+
+        A file in no active pool is seen through a pool that exists for the moment of the look.
+
+        Args:
+            path: of the file, on the host.
+            probe_pool: name for that pool.
+
+        Raises:
+            NotFound: there is no such file.
+        """
+        return await self._call(
+            f"look at the image {path}",
+            lambda c: storage.look_at_image(c, path, probe_pool, self._known_images),
+            deadline_s=self._deadlines.storage,
+        )
