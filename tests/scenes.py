@@ -107,12 +107,19 @@ class Stage:
     busybox: BusyBoxGuest
     debian: DebianGuest | None
 
-    def given(self, name: str, folder: Path, guest: DebianGuest | BusyBoxGuest | None, *words: str) -> str:
+    def given(
+        self,
+        name: str,
+        folder: Path,
+        guest: DebianGuest | BusyBoxGuest | None,
+        *words: str,
+        start: str = "boot",
+    ) -> str:
         """Write the arguments of a worker whose domain is given as XML, for a master's config."""
         disk = folder / name
         return (
             f"{name!r}, 'sekrit', Connection({self.libvirtd.uri!r}), {str(disk)!r}, {str(self.base)!r}, "
-            f"xml={fast_domain(name, disk, guest, *words)!r}"
+            f"xml={fast_domain(name, disk, guest, *words)!r}, start={start!r}"
         )
 
     def domains(self) -> list[str]:

@@ -6,15 +6,14 @@ from collections.abc import Iterator
 
 import pytest
 
+from latentvirt.claim import Claim
 from latentvirt.config import Connection
 from latentvirt.errors import HostError
-from latentvirt.master.hub import (
-    FIRST_REST_S,
-    REMEMBERED_BUILDS,
-    RESERVATION_S,
-    HostRecord,
-)
-from latentvirt.names import FileName, new_start
+from latentvirt.master.hub import REMEMBERED_BUILDS, RESERVATION_S
+from latentvirt.master.record import FIRST_REST_S, HostRecord
+from latentvirt.names import FileName, new_start, slot_of_domain
+from latentvirt.planning import Plan
+from latentvirt.spec import Kind, MachineSpec
 from reactorthread import on_reactor, run
 from stagemaster import Clock, StageMaster, close_stage, open_stage
 
@@ -45,13 +44,26 @@ def _reserve(master: StageMaster, record: HostRecord, *workers: str) -> list[boo
     return on_reactor(lambda: [master.hub.reserve(record, worker) for worker in workers])
 
 
+def _claim(master: StageMaster, record: HostRecord, worker: str, name: str | None = None) -> Claim:
+    """Take a place as the start of a worker's VM does."""
+    kind: Kind = "generated" if name is None else "xml"
+    xml = None if name is None else f"<domain><name>{name}</name></domain>"
+    spec = MachineSpec(worker=worker, connection=record.host.connection, kind=kind, xml=xml)
+    planned = Plan(
+        spec=spec, xml="<domain/>", disks=(), has_vars=False, hindrance="a test", fingerprint="", lineage=""
+    )
+    claim, standby = run(master.hub.claim(record, worker, planned))
+    assert standby is None
+    return claim
+
+
 def test_a_full_host_says_no(master: StageMaster, record: HostRecord) -> None:
     """No more workers are promised a place than there are; who has a promise keeps it."""
     assert _reserve(master, record, "a", "b", "c", "a") == [True, True, False, True]
-    ownership = on_reactor(lambda: master.hub.begin(record, "a", None))
+    claim = _claim(master, record, "a")
     assert _reserve(master, record, "c", "b") == [False, True]
     wakes = master.wakes
-    on_reactor(lambda: master.hub.end(record, ownership))
+    on_reactor(lambda: master.hub.end(record, claim))
     assert master.wakes == wakes + 1
     assert _reserve(master, record, "c") == [True]
 
@@ -78,22 +90,21 @@ def test_slots_are_numbered_from_the_first_free(master: StageMaster, record: Hos
     """Generated domains take the lowest free place; named ones take none of the numbers."""
     hub = master.hub
     first, second, named, third = (
-        on_reactor(lambda slot=slot: hub.begin(record, "w", slot))  # type: ignore[misc]
-        for slot in (None, None, "minion1-1a2b3c4d", None)
+        _claim(master, record, "w", name) for name in (None, None, "minion1", None)
     )
-    assert [held.slot for held in (first, second, named, third)] == [
+    assert [claim.slot for claim in (first, second, named, third)] == [
         "slot1",
         "slot2",
-        "minion1-1a2b3c4d",
+        slot_of_domain("minion1"),
         "slot3",
     ]
     on_reactor(lambda: hub.end(record, second))
-    assert on_reactor(lambda: hub.begin(record, "w", None)).slot == "slot2"
+    assert _claim(master, record, "w").slot == "slot2"
 
 
 def test_a_changed_limit_holds_at_once(master: StageMaster, record: HostRecord) -> None:
     """A reconfig that changes a host's slots keeps its connection and its VMs."""
-    on_reactor(lambda: master.hub.begin(record, "a", None))
+    _claim(master, record, "a")
     assert on_reactor(lambda: master.hub.record(Connection(HERE.uri, slots=1))) is record
     assert _reserve(master, record, "b") == [False]
 
@@ -126,7 +137,7 @@ def test_a_host_that_failed_rests_and_is_tried(master: StageMaster, record: Host
         run(_nothing())
     assert master.wakes == wakes + 1
     assert _reserve(master, record, "a") == [True]
-    on_reactor(lambda: master.hub.worked(record, "a"))
+    on_reactor(lambda: master.hub.health.worked(record, "a"))
     assert record.rest_s == FIRST_REST_S
 
 
@@ -134,14 +145,14 @@ def test_a_worker_whose_start_was_refused_waits_alone(
     master: StageMaster, record: HostRecord, clock: Clock
 ) -> None:
     """A host that answers but failed one worker's start is there for the others, and soon for it again."""
-    on_reactor(lambda: master.hub.refused(record, "a"))
+    on_reactor(lambda: master.hub.health.refused(record, "a"))
     assert _reserve(master, record, "a") == [False]
     assert _reserve(master, record, "b") == [True]
     wakes = master.wakes
     on_reactor(lambda: clock.advance(FIRST_REST_S))
     assert master.wakes == wakes + 1
     assert _reserve(master, record, "a") == [True]
-    on_reactor(lambda: master.hub.refused(record, "a"))
+    on_reactor(lambda: master.hub.health.refused(record, "a"))
     on_reactor(lambda: clock.advance(FIRST_REST_S))
     assert _reserve(master, record, "a") == [False]
 
@@ -155,7 +166,7 @@ def test_what_an_earlier_process_left_is_swept_at_start(master: StageMaster) -> 
     hub, host = master.hub, master.fake.inspector
     folder = f"/images/latentvirt-{hub.owner}"
     record = on_reactor(lambda: hub.record(Connection("qemu:///session")))
-    living = on_reactor(lambda: hub.begin(record, "w", None))
+    living = _claim(master, record, "w").begin()
     dead = str(FileName("slot1", new_start(), "overlay", "vda"))
     host.add_file(f"{folder}/{dead}")
     alive = FileName("slot1", living.start, "overlay", "vda")

@@ -8,9 +8,10 @@ from typing import Any
 import attrs
 import libvirt
 import pytest
-from twisted.internet import defer, reactor
+from twisted.internet import defer
 
 from contract.backends import domain_xml
+from latentvirt.claim import Claim
 from latentvirt.config import Connection, Size
 from latentvirt.errors import (
     ForeignDomain,
@@ -21,13 +22,13 @@ from latentvirt.errors import (
     NotProven,
     StartCancelled,
 )
-from latentvirt.guest import Identity, Ready
+from latentvirt.guest import Ready
 from latentvirt.host import Host
-from latentvirt.machine import Machine
 from latentvirt.names import Ownership, directory_name
 from latentvirt.spec import MachineSpec
 from latentvirt.storage import open_storage
 from latentvirt.testing import FakeGuest, FakeHostState, FakeLibvirt
+from planned import ONCE, PlannedMachine
 from reactorthread import Heard, on_reactor, run, start
 
 OWNER = "0123456789abcdef"
@@ -35,7 +36,6 @@ OURS = Ownership(OWNER, "slot1", "0a1b2c3d4e5f")
 URI = "qemu+ssh://vmhost/system"
 FOLDER = f"/images/{directory_name(OWNER)}"
 NAME = f"latentvirt-{OWNER}-slot1"
-ONCE = "one-time-password"
 
 
 class Ear:
@@ -44,6 +44,7 @@ class Ear:
     def __init__(self) -> None:
         self.steps: list[str] = []
         self.lines = Heard[str]()
+        self.tiers = Heard[tuple[str, str]]()
         self.readies = Heard[Ready]()
         self.failures = Heard[LatentvirtError]()
         self.doubts = Heard[str]()
@@ -53,6 +54,10 @@ class Ear:
         """Note a step."""
         self.steps.append(step)
         self.on_step(step)
+
+    def tier(self, name: str, why: str) -> None:
+        """Note it."""
+        self.tiers((name, why))
 
     def console(self, lines: list[str]) -> None:
         """Note lines."""
@@ -93,21 +98,17 @@ class Scene:
         """The host from inside."""
         return self.fake.inspect(URI)
 
-    def machine(self, ownership: Ownership = OURS, **changes: Any) -> Machine:
+    def machine(self, ownership: Ownership = OURS, **changes: Any) -> PlannedMachine:
         """Make a machine."""
         self.inspector.add_file("/images/base.qcow2")
         spec = attrs.evolve(self.spec, **changes)
         host = Host(spec.connection, start(), driver=self.fake)
-        return Machine(
+        return PlannedMachine(
             host=host,
             storage=open_storage(host, OWNER, "/images") if spec.proven else None,
             spec=spec,
-            ownership=ownership,
+            claim=Claim(OWNER, ownership.slot, new=lambda: ownership.start),
             listener=self.ear,
-            identify=lambda use, address: Identity(name="minion1", password=ONCE, master="10.0.2.2:9989"),
-            clock=reactor,
-            now=lambda: 0.0,
-            secrets=("static-password",),
         )
 
     def left(self) -> tuple[list[str], list[str]]:
@@ -176,7 +177,7 @@ def test_undoing_goes_from_the_newest_step_back(scene: Scene) -> None:
     assert calls == ["domain.destroy", "volume.delete"]
 
 
-@pytest.mark.parametrize("step", ["describe", "overlay", "create", "attach console and channel"])
+@pytest.mark.parametrize("step", ["overlay", "create", "attach console and channel"])
 def test_a_start_cancelled_between_steps_leaves_nothing(scene: Scene, step: str) -> None:
     """A start that is called off stops at its next step and is undone."""
     machine = scene.machine()

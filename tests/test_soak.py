@@ -4,21 +4,20 @@ from __future__ import annotations
 
 import os
 import threading
-import time
 from collections.abc import Iterator
 
 import pytest
-from twisted.internet import reactor
 
 import scenes
+from latentvirt.claim import Claim
 from latentvirt.config import Connection
 from latentvirt.errors import LatentvirtError
-from latentvirt.guest import Identity, Ready
+from latentvirt.guest import Ready
 from latentvirt.host import Host
-from latentvirt.machine import Machine
-from latentvirt.names import Ownership, new_owner, new_start, slot_of_domain
+from latentvirt.names import new_owner, slot_of_domain
 from latentvirt.spec import MachineSpec
 from latentvirt.storage import open_storage
+from planned import PlannedMachine
 from reactorthread import Heard, run, start
 from scenes import Stage, fast_domain
 
@@ -38,6 +37,9 @@ class Ear:
 
     def progress(self, step: str, seconds: float, note: str) -> None:
         """Hear of a step."""
+
+    def tier(self, name: str, why: str) -> None:
+        """Hear of a tier."""
 
     def console(self, lines: list[str]) -> None:
         """Hear the console."""
@@ -79,16 +81,8 @@ def test_forty_starts_in_a_row_hold_on_to_nothing(stage: Stage) -> None:
     settled = (0, 0)
     for number in range(STARTS):
         ear = Ear()
-        machine = Machine(
-            host=host,
-            storage=storage,
-            spec=spec,
-            ownership=Ownership(owner, slot_of_domain("minion1"), new_start()),
-            listener=ear,
-            identify=lambda use, address: Identity(name="minion1", password="x" * 9, master="10.0.2.2:1"),
-            clock=reactor,
-            now=time.time,
-        )
+        claim = Claim(owner, slot_of_domain("minion1"))
+        machine = PlannedMachine(host=host, storage=storage, spec=spec, claim=claim, listener=ear)
         run(machine.start())
         ear.readies.until(lambda said: bool(said))
         run(machine.stop())

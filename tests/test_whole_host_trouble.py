@@ -46,18 +46,18 @@ builder({name!r}, [c['workers'][-1].name]{steps})
 
 KILL_AFTER = """
 import os
-from latentvirt.machine import Machine
+from latentvirt.undertaking import Undertaking
 
-step_of_the_machine = Machine._step
+step_of_a_start = Undertaking.step
 
 async def killing_step(self, name, doing, note=''):
-    result = await step_of_the_machine(self, name, doing, note)
+    result = await step_of_a_start(self, name, doing, note)
     if name == {step!r} and not os.path.exists('killed'):
         open('killed', 'w').close()
         os.kill(os.getpid(), 9)
     return result
 
-Machine._step = killing_step
+Undertaking.step = killing_step
 """
 
 
@@ -66,9 +66,7 @@ def test_master_killed_in_a_start_removes_what_it_left_when_it_is_back(
     stage: Stage, tmp_path: Path, step: str
 ) -> None:
     """A master that dies in the middle of a start removes that start's VM and files after its restart."""
-    config = KILL_AFTER.format(step=step) + worker(
-        stage.given("minion1", stage.images, stage.busybox), "b"
-    )
+    config = KILL_AFTER.format(step=step) + worker(stage.given("minion1", stage.images, stage.busybox), "b")
     with running(tmp_path / "master", config) as master:
         master.force("b")
         assert master.process is not None

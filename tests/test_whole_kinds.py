@@ -54,9 +54,7 @@ def test_predefined_domain_stays_as_it_is_and_its_builds_do_not_see_each_other(
     assert stage.libvirtd.virsh("dumpxml", "--inactive", "minion1") == definition
 
 
-def test_domain_given_as_xml_exists_only_while_a_build_needs_it(
-    stage: Stage, tmp_path: Path
-) -> None:
+def test_domain_given_as_xml_exists_only_while_a_build_needs_it(stage: Stage, tmp_path: Path) -> None:
     """A domain given as xml= is made for each build, and is not there before or afterwards."""
     disk = stage.images / "minion1"
     base = Fingerprint.of(stage.base)

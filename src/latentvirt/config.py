@@ -23,6 +23,9 @@ MIB_PER_UNIT = {
 }
 """What one of each unit is in MiB; like libvirt's tools and QEMU's, a "GB" here is 1024 MiB."""
 
+BYTES_PER_MIB = 1024 * 1024
+DEFAULT_FROZEN_SPACE = "20 GiB"
+
 _AMOUNT = re.compile(r"\s*(\d+(?:\.\d+)?)\s*([A-Za-z]*)\s*")
 
 
@@ -108,16 +111,19 @@ class Connection:
     Args:
         uri: libvirt's connection URI, or an alias from libvirt.conf's ``uri_aliases``.
         slots: how many VMs may run there at a time for this master; None for no limit of ours.
+        frozen_space: how much room on its disk frozen images may take, in each image folder: a number of MiB,
+            or a string with a unit.
     """
 
     uri: str
     slots: int | None = attrs.field(default=None, kw_only=True)
+    frozen_space: int | str = attrs.field(default=DEFAULT_FROZEN_SPACE, kw_only=True)
 
     def check(self) -> None:
         """Check it as far as that goes without libvirt.
 
         Raises:
-            ConfigError: the URI cannot be one, or slots is not a positive number.
+            ConfigError: the URI cannot be one, slots is not a positive number, or frozen_space no amount.
         """
         uri: object = self.uri
         slots: object = self.slots
@@ -136,6 +142,12 @@ class Connection:
             raise ConfigError(
                 f"slots={slots!r} is not a number of VMs", remedy="write 1 or more, or leave it out"
             )
+        mebibytes(self.frozen_space, "frozen_space")
+
+    @property
+    def frozen_bytes(self) -> int:
+        """How much room frozen images may take."""
+        return mebibytes(self.frozen_space, "frozen_space") * BYTES_PER_MIB
 
     @property
     def is_embed(self) -> bool:

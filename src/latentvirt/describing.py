@@ -5,11 +5,16 @@ from __future__ import annotations
 import uuid as uuids
 from collections.abc import Callable
 
+import attrs
+
 from latentvirt import domainxml
 from latentvirt.errors import ForeignDomain, NotFound
 from latentvirt.host import Host
 from latentvirt.names import Ownership, generated_domain_name
 from latentvirt.spec import MachineSpec
+
+GENERATED = "latentvirt-generated"
+"""Name in a generated description, until a start puts that of its slot in its place."""
 
 
 def own_name(spec: MachineSpec) -> str:
@@ -17,21 +22,29 @@ def own_name(spec: MachineSpec) -> str:
     return (domainxml.domain_name(spec.xml) if spec.xml else None) or spec.worker
 
 
-def domain_of(spec: MachineSpec, ownership: Ownership) -> str:
-    """Name the domain that a start makes."""
-    if spec.kind == "generated":
-        return generated_domain_name(ownership.owner, ownership.slot)
-    return own_name(spec)
+async def settled(host: Host, spec: MachineSpec) -> MachineSpec:
+    """Find out whether a domain is predefined, where the person did not say."""
+    if spec.kind != "auto":
+        return spec
+    there = await host.domain(spec.worker)
+    if there is None and spec.base_image is not None:
+        return attrs.evolve(spec, kind="generated")
+    return attrs.evolve(spec, kind="predefined")
 
 
-async def describe(host: Host, spec: MachineSpec, ownership: Ownership) -> str:
+def domain_in(spec: MachineSpec, owner: str, slot: str) -> str:
+    """Name the domain that a start of an owner's makes in a slot."""
+    return generated_domain_name(owner, slot) if spec.kind == "generated" else own_name(spec)
+
+
+async def describe(host: Host, spec: MachineSpec) -> str:
     """Return the domain's XML as the person wrote it, or as it is generated for the host.
 
     Raises:
         ForeignDomain: it is to be predefined, and is not.
     """
-    name = domain_of(spec, ownership)
     if spec.kind == "predefined":
+        name = own_name(spec)
         try:
             return await host.definition(name)
         except NotFound as error:
@@ -44,7 +57,7 @@ async def describe(host: Host, spec: MachineSpec, ownership: Ownership) -> str:
     if spec.kind == "xml":
         return spec.xml or ""
     return domainxml.generate(
-        name=name,
+        name=GENERATED,
         uuid=str(uuids.uuid4()),
         capabilities=await host.capabilities(),
         size=spec.size,
@@ -67,7 +80,7 @@ async def clear_place(
     Raises:
         ForeignDomain: what is there is not ours to end; it was left alone.
     """
-    name = domain_of(spec, ownership)
+    name = domain_in(spec, ownership.owner, ownership.slot)
     there = await host.domain(name)
     if there is None:
         return

@@ -138,6 +138,16 @@ class GuestFailed(LatentvirtError):
     fault = "guest"
 
 
+class BadFrozenImage(HostError):
+    """A frozen image is not what it was, or the host cannot go on from it; it is discarded."""
+
+
+class CannotThaw(LatentvirtError):
+    """Only thawing was asked for, and such a VM cannot be frozen."""
+
+    fault = "config"
+
+
 class StartCancelled(LatentvirtError):
     """The start was called off."""
 

@@ -9,7 +9,17 @@ from twisted.internet import defer
 
 from latentvirt.console import ConsoleLog
 from latentvirt.errors import LatentvirtError
-from latentvirt.guest import Attaching, Complaint, GuestReader, Identity, Message, Ready, identity_line
+from latentvirt.guest import (
+    Attaching,
+    Complaint,
+    GuestReader,
+    Identity,
+    Message,
+    Prepared,
+    Ready,
+    freeze_line,
+    identity_line,
+)
 from latentvirt.host import ByteStream, Host
 from latentvirt.names import CHANNEL_PORT
 
@@ -20,8 +30,36 @@ SAY_AGAIN_S = 5.0
 class GuestListener(Protocol):
     """Who hears what a guest says; all methods are called on the reactor's thread."""
 
+    def console(self, lines: list[str]) -> None:
+        """The guest wrote to its console."""
+        ...
+
+    def ready(self, told: Ready) -> bool:
+        """The guest has booted and asks who it is; True tells it now."""
+        ...
+
+    def prepared(self) -> None:
+        """The guest has made itself ready to be frozen."""
+        ...
+
+    def attaching(self) -> None:
+        """The guest took its identity."""
+        ...
+
+    def panicked(self, line: str) -> None:
+        """The guest's kernel wrote to its console that it panics."""
+        ...
+
+
+class Listener(Protocol):
+    """Who hears how a machine's life goes; all methods are called on the reactor's thread."""
+
     def progress(self, step: str, seconds: float, note: str) -> None:
         """A step of the start is done."""
+        ...
+
+    def tier(self, name: str, why: str) -> None:
+        """The start takes this tier: ``boot``, ``freeze``, ``thaw`` or ``standby``."""
         ...
 
     def console(self, lines: list[str]) -> None:
@@ -31,10 +69,6 @@ class GuestListener(Protocol):
     def ready(self, told: Ready) -> None:
         """The guest has booted and asks who it is."""
         ...
-
-
-class Listener(GuestListener, Protocol):
-    """Who hears how a machine's life goes; all methods are called on the reactor's thread."""
 
     def failed(self, error: LatentvirtError) -> None:
         """The machine is of no more use; told at most once, and never for what `stop` does."""
@@ -52,7 +86,6 @@ class Listening:
         host: where the VM runs.
         listener: hears what the guest says.
         identify: says who the guest is to be; asked when the guest asks.
-        panicked: called with the console's line, when the guest's kernel said that it panics.
         start: id of the start.
         clock: for durations (IReactorTime).
         now: seconds since the epoch, for the guest's clock.
@@ -65,7 +98,6 @@ class Listening:
         listener: GuestListener,
         *,
         identify: Callable[[], Identity],
-        panicked: Callable[[str], object],
         start: str,
         clock: Any,
         now: Callable[[], float],
@@ -74,7 +106,6 @@ class Listening:
         self._host = host
         self._listener = listener
         self._identify = identify
-        self._panicked = panicked
         self._start = start
         self._clock = clock
         self._now = now
@@ -83,6 +114,7 @@ class Listening:
         self._console: ByteStream | None = None
         self._channel: ByteStream | None = None
         self._told_at: float | None = None
+        self._thawed = False
         self._open = False
 
     def hide(self, secret: str) -> None:
@@ -125,7 +157,7 @@ class Listening:
         if lines:
             self._listener.console(lines)
         if self._log.panic is not None:
-            self._panicked(self._log.panic)
+            self._listener.panicked(self._log.panic)
 
     def _on_channel(self, data: bytes) -> None:
         for message in self._reader.feed(data):
@@ -137,18 +169,36 @@ class Listening:
                 [self._log.redact(f"[latentvirt: the guest's helper says: {message.why}]")]
             )
         elif isinstance(message, Attaching):
-            self._listener.progress("guest attaches", 0.0, "")
-        elif self._told_at is None or self._clock.seconds() - self._told_at > SAY_AGAIN_S:
-            self._told_at = self._clock.seconds()
-            self._listener.ready(message)
-            defer.ensureDeferred(self._tell_identity()).addErrback(self._told_badly)
+            self._listener.attaching()
+        elif isinstance(message, Prepared):
+            self._listener.prepared()
+        elif self._not_told_lately and self._listener.ready(message):
+            telling = defer.ensureDeferred(self.tell_identity(thawed=self._thawed))
+            telling.addErrback(self._told_badly)
 
-    async def _tell_identity(self) -> None:
+    @property
+    def _not_told_lately(self) -> bool:
+        return self._told_at is None or self._clock.seconds() - self._told_at > SAY_AGAIN_S
+
+    async def tell_identity(self, *, thawed: bool) -> None:
+        """Tell the guest who it is.
+
+        Args:
+            thawed: whether it was thawed, and has to become another VM than the one that was frozen.
+        """
         channel = self._channel
-        if channel is not None:
-            identity = self._identify()
-            self.hide(identity.password)
-            await self._host.write(channel, identity_line(identity, start=self._start, now=self._now()))
+        if channel is None:
+            return
+        self._told_at, self._thawed = self._clock.seconds(), thawed
+        identity = self._identify()
+        self.hide(identity.password)
+        line = identity_line(identity, start=self._start, now=self._now(), thawed=thawed)
+        await self._host.write(channel, line)
+
+    async def ask_to_prepare(self) -> None:
+        """Ask the guest to make its memory small, and to be silent, for it will be frozen."""
+        if self._channel is not None:
+            await self._host.write(self._channel, freeze_line())
 
     def _told_badly(self, failure: object) -> None:
         self._listener.console([f"[latentvirt: the guest could not be told who it is: {failure}]"])

@@ -23,7 +23,8 @@ SLOT_PATTERN = re.compile(r"[A-Za-z0-9_-]{1,64}")
 
 _DIRECTORY = re.compile(rf"latentvirt-({OWNER_PATTERN.pattern})")
 _FILE = re.compile(
-    rf"({SLOT_PATTERN.pattern})\.({START_PATTERN.pattern})\.(overlay|vars)\.([A-Za-z0-9_-]{{1,32}})"
+    rf"({SLOT_PATTERN.pattern})\.({START_PATTERN.pattern})\.(overlay|vars|memory|frozen)"
+    r"\.([A-Za-z0-9_-]{1,64})"
 )
 _LOOK_POOL = re.compile(rf"latentvirt-{OWNER_PATTERN.pattern}-[0-9a-f]{{8}}-look")
 _LEASE = re.compile(r"lease\.(\d{1,12})")
@@ -61,8 +62,9 @@ class FileName:
     Args:
         slot: as in `Ownership`.
         start: as in `Ownership`.
-        kind: ``overlay`` for a disk's, ``vars`` for UEFI variables.
-        target: the disk's target (``vda``), or ``nvram``.
+        kind: ``overlay`` for a disk's, ``vars`` for UEFI variables, ``memory`` for a frozen guest's,
+            ``frozen`` for the empty file that makes all of a start's files a frozen image.
+        target: the disk's target (``vda``), ``nvram``, ``ram``, or what a frozen image is valid for.
     """
 
     slot: str

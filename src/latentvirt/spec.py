@@ -12,6 +12,7 @@ from latentvirt.config import Connection, Size
 Kind = Literal["auto", "predefined", "xml", "generated"]
 IdentityMode = Literal["auto", "channel", "static", "metadata"]
 VirtType = Literal["auto", "kvm", "qemu"]
+StartMode = Literal["auto", "boot", "thaw"]
 
 
 def image_folder(hd_image: str | None, base_image: str | None) -> str | None:
@@ -41,6 +42,7 @@ class MachineSpec:
         allow_shared: names of things that may outlive a start although the guest writes to them: a disk's
             target (``vdb``), a folder's target directory, ``nvram``, ``tpm``, ``nvdimm``, ``shmem``,
             ``qemu:commandline``.
+        start: ``boot``, ``thaw`` (boot only to make the frozen image), or ``auto``: thaw where that works.
     """
 
     worker: str
@@ -55,6 +57,7 @@ class MachineSpec:
     virt_type: VirtType = "auto"
     identity: IdentityMode = "auto"
     allow_shared: frozenset[str] = frozenset()
+    start: StartMode = "auto"
 
     @property
     def folder(self) -> str | None:

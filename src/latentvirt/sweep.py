@@ -10,6 +10,9 @@ from latentvirt.host import Host
 from latentvirt.names import FileName
 from latentvirt.storage import open_storage
 
+FROZEN = "frozen"
+"""Kind of the file that makes a start's files a frozen image, which is kept."""
+
 
 @attrs.frozen
 class Swept:
@@ -54,9 +57,11 @@ async def sweep(host: Host, owner: str, folders: Iterable[str], living: Callable
     for folder in folders:
         storage = open_storage(host, owner, folder)
         await storage.prepare()
-        for name in await storage.names():
-            parsed = FileName.parse(name)
-            if parsed is not None and not living(parsed.start):
+        names = await storage.names()
+        parsed_names = [(name, FileName.parse(name)) for name in names]
+        frozen = {parsed.start for _, parsed in parsed_names if parsed is not None and parsed.kind == FROZEN}
+        for name, parsed in parsed_names:
+            if parsed is not None and parsed.start not in frozen and not living(parsed.start):
                 await storage.delete(name)
                 files.append(name)
     return Swept(tuple(domains), tuple(files))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from latentvirt.domainxml.check import check
 from latentvirt.domainxml.disks import DiskSource, WritableDisk, writable_disks
+from latentvirt.domainxml.freezing import essence, files_read, hindrance
 from latentvirt.domainxml.freshness import freshness_problems, has_emulated_tpm, uses_vars
 from latentvirt.domainxml.generate import generate
 from latentvirt.domainxml.ownership import ownership_of, ownership_of_mark
@@ -12,6 +13,7 @@ from latentvirt.domainxml.parse import (
     console_of,
     domain_name,
     domain_uuid,
+    memory_of,
     network_of,
     parse,
 )
@@ -30,9 +32,13 @@ __all__ = [
     "console_of",
     "domain_name",
     "domain_uuid",
+    "essence",
+    "files_read",
     "freshness_problems",
     "generate",
     "has_emulated_tpm",
+    "hindrance",
+    "memory_of",
     "network_of",
     "ownership_of",
     "ownership_of_mark",

@@ -203,3 +203,31 @@ def console_of(xml: str) -> bool:
     device = devices.find("console")
     device = devices.find("serial") if device is None else device
     return device is not None and device.get("type") in STREAMABLE
+
+
+KIB_PER_UNIT = {
+    "b": 1 / 1024,
+    "bytes": 1 / 1024,
+    "KB": 1000 / 1024,
+    "k": 1,
+    "KiB": 1,
+    "MB": 1000**2 / 1024,
+    "M": 1024,
+    "MiB": 1024,
+    "GB": 1000**3 / 1024,
+    "G": 1024**2,
+    "GiB": 1024**2,
+    "TB": 1000**4 / 1024,
+    "T": 1024**3,
+    "TiB": 1024**3,
+}
+"""What libvirt's units of memory are in KiB."""
+
+
+def memory_of(xml: str) -> int:
+    """Tell how much memory a domain may take, in MiB, rounded up; 0 where the XML does not say."""
+    element = parse(xml).find("memory")
+    if element is None or not (element.text or "").strip().isdigit():
+        return 0
+    kib = int((element.text or "").strip()) * KIB_PER_UNIT.get(element.get("unit", "KiB"), 1)
+    return int(-(-kib // 1024))

@@ -14,7 +14,7 @@ from buildbot.worker.base import AbstractWorker
 from latentvirt import domainxml
 from latentvirt.config import Connection, Size
 from latentvirt.errors import ConfigError
-from latentvirt.spec import IdentityMode, Kind, MachineSpec, VirtType, image_folder
+from latentvirt.spec import IdentityMode, Kind, MachineSpec, StartMode, VirtType, image_folder
 
 DEFAULT_MISSING_TIMEOUT_S = 600
 GRACEFUL_SHUTDOWN_S = 30
@@ -44,6 +44,8 @@ class Arguments:
         allow_shared: what may outlive a start although the guest writes to it.
         master_fqdn: where guests find the master: ``host`` or ``host:port``.
         graceful_shutdown_s: seconds that a guest gets to power itself off.
+        start: whether it may be thawed, or must be.
+        standby: whether a VM is to stand by while the worker is idle.
     """
 
     connection: Connection
@@ -58,6 +60,8 @@ class Arguments:
     allow_shared: frozenset[str] = frozenset()
     master_fqdn: str | None = None
     graceful_shutdown_s: float = 0.0
+    start: StartMode = "auto"
+    standby: bool = False
 
     @property
     def rendered(self) -> tuple[Any, ...]:
@@ -71,6 +75,12 @@ class Arguments:
         if any(IRenderable.providedBy(image) for image in (self.hd_image, self.base_image)):
             return None
         return image_folder(self.hd_image, self.base_image)
+
+    def static_spec(self, worker: str) -> MachineSpec | None:
+        """Make the spec of any build, if it depends on none; None if it does."""
+        if any(_depends(value) for value in self.rendered):
+            return None
+        return self.spec(worker, *self.rendered)
 
     def spec(self, worker: str, hd_image: Any, base_image: Any, xml: Any, size: Any) -> MachineSpec:
         """Make the spec of one build from what was rendered for it.
@@ -96,6 +106,7 @@ class Arguments:
             virt_type=self.virt_type,
             identity=self.identity,
             allow_shared=self.allow_shared,
+            start=self.start,
         )
         _check_spec(spec)
         return spec
@@ -203,6 +214,8 @@ def read_arguments(
     allow_shared: Any = (),
     base_format: Any = None,
     graceful_shutdown: Any = False,
+    start: Any = "auto",
+    standby: Any = False,
 ) -> Arguments:
     """Check what a person wrote; the order of the first ones is that of Buildbot's old documentation.
 
@@ -228,6 +241,13 @@ def read_arguments(
             raise ConfigError(
                 f"{what}={value!r} has control characters", remedy=f"write {what} as plain text"
             )
+    if not isinstance(standby, bool):
+        raise ConfigError(f"standby={standby!r} is neither True nor False")
+    if standby and start == "boot":
+        raise ConfigError(
+            "standby=True needs a VM that may be thawed, and start='boot' forbids that",
+            remedy="leave start= out",
+        )
     arguments = Arguments(
         connection=read_connection(connection, uri),
         hd_image=hd_image,
@@ -241,6 +261,8 @@ def read_arguments(
         allow_shared=frozenset(allow_shared),
         master_fqdn=masterFQDN() if callable(masterFQDN) else masterFQDN,
         graceful_shutdown_s=_graceful(graceful_shutdown),
+        start=_choice("start", start, StartMode),
+        standby=standby,
     )
     _check_what_is_known(arguments)
     return arguments

@@ -5,19 +5,29 @@ from __future__ import annotations
 import logging
 import time
 from collections import OrderedDict
-from collections.abc import Coroutine
+from collections.abc import Callable, Coroutine
 from typing import Any
 
-import attrs
 from buildbot.util.service import SharedService
 from twisted.internet import defer, task
 
+from latentvirt import domainxml
+from latentvirt.claim import Claim
 from latentvirt.config import Connection
-from latentvirt.errors import ForeignDomain, LatentvirtError
+from latentvirt.describing import own_name
+from latentvirt.domainxml import NetworkUse
+from latentvirt.errors import LatentvirtError
+from latentvirt.frozen import FrozenStore
+from latentvirt.guest import Identity
 from latentvirt.host import Host
+from latentvirt.listening import Listener
 from latentvirt.machine import Machine
+from latentvirt.master.health import Health
+from latentvirt.master.record import HostRecord
+from latentvirt.master.standby import Standbys
 from latentvirt.master.state import HubState
-from latentvirt.names import Ownership, new_start, slot_of_number
+from latentvirt.names import slot_of_domain
+from latentvirt.planning import Plan
 from latentvirt.storage import Storage, open_storage
 from latentvirt.sweep import sweep
 
@@ -28,42 +38,19 @@ LEASE_S = 3600
 RESERVATION_S = 30
 """How long a yes to Buildbot holds a place; the start that it was for follows within moments, or never."""
 
-FIRST_REST_S = 2.0
-LONGEST_REST_S = 60.0
 FAREWELL_S = 2.0
 """How long a host may take to let a stopping master tidy up; what is left then, the next sweep removes."""
+
+PATIENCE_WITH_AN_END_S = 5.0
+"""How long a start waits for a place that is just being freed, if it can thaw there."""
 
 REMEMBERED_BUILDS = 10_000
 TRIES_OF_A_BUILD = 5
 
 
-@attrs.define(eq=False)
-class HostRecord:
-    """What the hub knows of one host; it lives as long as the master.
-
-    Args:
-        host: the host.
-        slots: how many VMs may run there at a time; None for no limit.
-        storages: by image folder.
-        living: starts that are under way or whose VM is in use, by start id.
-        ending: those of them whose VM is only waited for to be gone.
-        reserved: workers that were promised a place, and until when (the reactor's seconds).
-        rest_s: how long the host rests after its next failure.
-        resting: why it is not used now; None if it is.
-        held: workers whose last start it refused, and until when they wait (the reactor's seconds).
-        pauses: how long they wait after the next refusal.
-    """
-
-    host: Host
-    slots: int | None
-    storages: dict[str, Storage] = attrs.field(factory=dict)
-    living: dict[str, Ownership] = attrs.field(factory=dict)
-    ending: set[str] = attrs.field(factory=set)
-    reserved: dict[str, float] = attrs.field(factory=dict)
-    rest_s: float = FIRST_REST_S
-    resting: str | None = None
-    held: dict[str, float] = attrs.field(factory=dict)
-    pauses: dict[str, float] = attrs.field(factory=dict)
+def nobody(use: NetworkUse, address: str | None) -> Identity:
+    """Be asked who a guest is that nobody has asked for yet."""
+    raise LatentvirtError("a VM that no build has yet asked who it is")
 
 
 class Hub(SharedService):
@@ -79,6 +66,7 @@ class Hub(SharedService):
         self._tries: OrderedDict[int, int] = OrderedDict()
         self._state: HubState | None = None
         self._sweeps = task.LoopingCall(self._sweep_all)
+        self.standbys = Standbys(self)
         self._background: set[defer.Deferred[Any]] = set()
         self.driver: Any = None
 
@@ -86,6 +74,11 @@ class Hub(SharedService):
     def getName(cls) -> str:
         """Name the service; there is one of it."""
         return "latentvirt-hub"
+
+    @property
+    def health(self) -> Health:
+        """How the hosts fare."""
+        return Health(self.master.reactor, self._try_again, self._wake)
 
     def startService(self) -> Any:
         """Begin to sweep every so often."""
@@ -123,12 +116,15 @@ class Hub(SharedService):
         if folder is not None:
             await self._use_folder(record, folder)
         if first:
-            self._in_background(self._sweep(record), f"sweep {connection.uri}")
+            self.in_background(self._sweep(record), f"sweep {connection.uri}")
 
     async def _use_folder(self, record: HostRecord, folder: str) -> Storage:
         storage = record.storages.get(folder)
         if storage is None:
             storage = record.storages[folder] = open_storage(record.host, self.owner, folder)
+            record.frozen[folder] = FrozenStore(
+                storage, self.master.reactor.seconds, record.host.connection.frozen_bytes
+            )
             if self._state is not None:
                 await self._state.remember(record.host.uri, folder)
         return storage
@@ -138,22 +134,58 @@ class Hub(SharedService):
         fresh = folder not in record.storages
         storage = await self._use_folder(record, folder)
         if fresh:
-            self._in_background(self._renew(record, storage), f"renew the lease in {storage.directory}")
+            self.in_background(self._renew(record, storage), f"renew the lease in {storage.directory}")
         return storage
+
+    async def frozen(self, record: HostRecord, folder: str) -> FrozenStore:
+        """Return the frozen images in a folder, those of earlier processes among them."""
+        await self.storage(record, folder)
+        store = record.frozen[folder]
+        await store.load()
+        return store
+
+    def machine(
+        self,
+        record: HostRecord,
+        planned: Plan,
+        claim: Claim,
+        listener: Listener,
+        store: FrozenStore | None,
+        identify: Callable[[NetworkUse, str | None], Identity] = nobody,
+        secrets: tuple[str, ...] = (),
+    ) -> Machine:
+        """Make a machine in a place.
+
+        Args:
+            record: its host.
+            planned: what it is to be.
+            claim: the place.
+            listener: who hears of it.
+            store: the frozen images of its folder; None if it has no files of its own.
+            identify: says who the guest is to be.
+            secrets: what must not be seen in the console's log.
+        """
+        return Machine(
+            host=record.host,
+            storage=None if store is None else store.storage,
+            plan=planned,
+            claim=claim,
+            listener=listener,
+            identify=identify,
+            frozen=store,
+            claimed=self.is_claimed,
+            clock=self.master.reactor,
+            now=time.time,
+            secrets=secrets,
+        )
 
     # Places
 
     def reserve(self, record: HostRecord, worker: str) -> bool:
         """Promise a worker a place for the start that is about to follow; False if there is none now."""
         now = self.master.reactor.seconds()
-        for holder in [holder for holder, until in record.reserved.items() if until <= now]:
-            del record.reserved[holder]
-        if record.resting is not None or record.held.get(worker, now) > now:
+        if not record.reserve(worker, now, now + RESERVATION_S):
             return False
-        promised = len(record.living) + len(record.reserved)
-        if record.slots is not None and worker not in record.reserved and promised >= record.slots:
-            return False
-        record.reserved[worker] = now + RESERVATION_S
         self.master.reactor.callLater(RESERVATION_S, self._expire, record, worker)
         return True
 
@@ -163,60 +195,88 @@ class Hub(SharedService):
             del record.reserved[worker]
             self._wake()
 
-    def begin(self, record: HostRecord, worker: str, slot: str | None) -> Ownership:
-        """Note a start before anything of it exists, so that no sweep takes it for a leftover.
+    async def claim(self, record: HostRecord, worker: str, plan: Plan) -> tuple[Claim, Machine | None]:
+        """Give a worker's start a place: that of a standby if there is one.
 
         Args:
             record: the host.
             worker: whose reservation the start takes up.
-            slot: the place of a domain that has a name of its own; None takes the first free numbered one.
+            plan: what it needs.
+
+        Returns:
+            The place, and the VM that stands by there; None if one is to be made.
 
         Raises:
-            ForeignDomain: another worker's build has that domain.
+            ForeignDomain: another worker's build has the domain.
         """
         record.reserved.pop(worker, None)
-        if any(held.slot == slot and held.start not in record.ending for held in record.living.values()):
-            raise ForeignDomain(
-                f"the domain that worker {worker} is to start is in use for another worker",
-                host=record.host.uri,
-                remedy="give each worker a domain of its own, or leave xml= out and give size=",
-            )
-        if slot is None:
-            taken = {held.slot for held in record.living.values()}
-            slot = next(s for s in (slot_of_number(n) for n in range(1, len(taken) + 2)) if s not in taken)
-        ownership = Ownership(self.owner, slot, new_start())
-        record.living[ownership.start] = ownership
-        return ownership
+        ready = await self.standbys.take(record, plan)
+        if ready is not None:
+            return ready
+        if plan.spec.kind != "generated":
+            slot = slot_of_domain(own_name(plan.spec))
+            await self.standbys.give_up(record, slot)
+            return record.take(self.owner, slot), None
+        if record.is_full:
+            await self.standbys.give_up(record)
+        await self.standbys.make_room(record, domainxml.memory_of(plan.xml))
+        liked = self.slots_to_thaw_in(record, plan)
+        if liked and not liked & set(record.free_slots(liked)):
+            # To thaw in the place of a VM that is just being ended is quicker than to boot beside it.
+            ending = record.ending_in(liked)
+            if ending is not None:
+                await self._gone(ending)
+        return record.take_any(self.owner, liked), None
+
+    async def _gone(self, claim: Claim) -> None:
+        gone = claim.gone()
+        gone.addTimeout(PATIENCE_WITH_AN_END_S, self.master.reactor)
+        try:
+            await gone
+        except defer.TimeoutError:
+            pass  # its host takes its time; another place will do
+
+    def slots_to_thaw_in(self, record: HostRecord, plan: Plan) -> set[str]:
+        """Say in which slots of a host a frozen image lies that fits a plan."""
+        store = record.frozen.get(plan.spec.folder or "")
+        return store.slots(plan.fingerprint) if store is not None and plan.fingerprint else set()
 
     def is_living(self, start: str) -> bool:
         """Say whether a start is under way or its VM in use, on whichever host: one may have two names."""
-        return any(start in record.living for record in self._records.values())
+        return any(record.is_living(start) for record in self._records.values())
 
     def is_claimed(self, start: str) -> bool:
         """Say whether a build has a start's VM; one that is only waited for to be gone, nobody claims."""
-        return any(start in record.living and start not in record.ending for record in self._records.values())
+        return any(record.is_claimed(start) for record in self._records.values())
 
-    def end(self, record: HostRecord, ownership: Ownership) -> None:
-        """Note that a start's VM is gone, or left to the sweep; its place is free."""
-        record.ending.discard(ownership.start)
-        if record.living.pop(ownership.start, None) is not None:
+    def end(self, record: HostRecord, claim: Claim) -> None:
+        """Note that a claim's VM is gone, or left to the sweep; its place is free."""
+        if record.end(claim):
             self._wake()
+            self.standbys.tend(record)
 
-    def end_later(self, record: HostRecord, ownership: Ownership, machine: Machine) -> None:
-        """Go on ending a machine whose host takes its time; its place stays taken until then."""
-        record.ending.add(ownership.start)
+    def end_later(self, record: HostRecord, claim: Claim, machine: Machine, graceful_s: float = 0.0) -> None:
+        """Go on ending a machine; its place stays taken until then.
+
+        Args:
+            record: its host.
+            claim: its place.
+            machine: the machine.
+            graceful_s: seconds that its guest gets to power itself off.
+        """
+        claim.ending = True
 
         async def go_on() -> None:
             try:
-                await machine.stop()
+                await machine.stop(graceful_s=graceful_s)
             except LatentvirtError as error:
                 # The sweep after the host's return ends what is left: nobody claims it any more.
                 self.failed(record, error)
                 raise
             finally:
-                self.end(record, ownership)
+                self.end(record, claim)
 
-        self._in_background(go_on(), f"end {machine.name} on {record.host.uri}")
+        self.in_background(go_on(), f"end {machine.name} on {record.host.uri}")
 
     def _wake(self) -> None:
         if self.running and self.master is not None:
@@ -239,30 +299,13 @@ class Hub(SharedService):
     # Health
 
     def failed(self, record: HostRecord, error: LatentvirtError) -> None:
-        """Note that a host failed: it rests, longer each time, and is then tried before a build is."""
-        if record.resting is not None or not self.running:
-            return
-        record.resting = str(error)
-        logger.warning("%s rests for %g s: %s", record.host.uri, record.rest_s, error)
-        self.master.reactor.callLater(record.rest_s, self._try_again, record)
-        record.rest_s = min(record.rest_s * 2, LONGEST_REST_S)
-
-    def refused(self, record: HostRecord, worker: str) -> None:
-        """Note that a host that answers failed a worker's start: that worker waits, longer each time."""
-        pause = record.pauses.get(worker, FIRST_REST_S)
-        record.held[worker] = self.master.reactor.seconds() + pause
-        record.pauses[worker] = min(pause * 2, LONGEST_REST_S)
-        self.master.reactor.callLater(pause, self._wake)
-
-    def worked(self, record: HostRecord, worker: str) -> None:
-        """Note that a worker's start went well on a host."""
-        record.rest_s = FIRST_REST_S
-        record.held.pop(worker, None)
-        record.pauses.pop(worker, None)
+        """Note that a host failed; see `Health`."""
+        if self.running:
+            self.health.failed(record, error)
 
     def _try_again(self, record: HostRecord) -> None:
         if self.running:
-            self._in_background(self._probe(record), f"try {record.host.uri} again")
+            self.in_background(self._probe(record), f"try {record.host.uri} again")
 
     async def _probe(self, record: HostRecord) -> None:
         try:
@@ -274,13 +317,14 @@ class Hub(SharedService):
         record.resting = None
         self._wake()
         await self._sweep(record)
+        self.standbys.tend(record)
 
     # Sweep
 
     def _sweep_all(self) -> None:
         for record in self._records.values():
             if record.resting is None:
-                self._in_background(self._sweep(record), f"sweep {record.host.uri}")
+                self.in_background(self._sweep(record), f"sweep {record.host.uri}")
 
     async def _sweep(self, record: HostRecord) -> None:
         await self.ready()
@@ -293,12 +337,19 @@ class Hub(SharedService):
             logger.warning("%s: removed what was left there: %s", record.host.uri, swept)
         for storage in list(record.storages.values()):
             await self._renew(record, storage)
+        self.standbys.tend(record)
 
     async def _renew(self, record: HostRecord, storage: Storage) -> None:
         await storage.prepare()
         await storage.renew_lease(int(time.time()) + LEASE_S)
 
-    def _in_background(self, doing: Coroutine[Any, Any, Any], what: str) -> None:
+    def in_background(self, doing: Coroutine[Any, Any, Any], what: str) -> None:
+        """Do something that nobody waits for; what goes wrong is logged.
+
+        Args:
+            doing: what is done.
+            what: the same in words: "sweep qemu:///system".
+        """
         done = defer.ensureDeferred(doing)
         self._background.add(done)
 
@@ -330,6 +381,10 @@ class Hub(SharedService):
         await record.host.close()
 
     async def _tidy(self, record: HostRecord) -> None:
-        if not record.living:
-            for storage in record.storages.values():
+        await self.standbys.end_all(record)
+        if record.claims:
+            return
+        for folder, storage in record.storages.items():
+            # What is frozen waits for the master's return.
+            if (await self.frozen(record, folder)).is_empty:
                 await storage.remove()

@@ -7,12 +7,12 @@ from typing import Any
 from buildbot.process.results import EXCEPTION, SUCCESS
 from twisted.python import log
 
+from latentvirt.claim import Claim
 from latentvirt.errors import GuestFailed, LatentvirtError
 from latentvirt.guest import Ready
 from latentvirt.machine import Machine
-from latentvirt.master.hub import HostRecord
+from latentvirt.master.record import HostRecord
 from latentvirt.master.steplog import StepLog
-from latentvirt.names import Ownership
 
 GUEST_PING_S = 4.0
 """How long an attached guest may take to answer when its host's libvirt does not."""
@@ -31,20 +31,22 @@ class Run:
     Args:
         worker: the LibVirtWorker that it is for.
         record: the host.
-        ownership: whose the VM is, and its place.
+        claim: its place.
         steps: the step in the build's page.
+        began: when the start began (the reactor's seconds).
     """
 
-    def __init__(self, worker: Any, record: HostRecord, ownership: Ownership, steps: StepLog) -> None:
+    def __init__(self, worker: Any, record: HostRecord, claim: Claim, steps: StepLog, began: float) -> None:
         self.record = record
-        self.ownership = ownership
+        self.claim = claim
         self.failure: LatentvirtError | None = None
         """Why the VM is of no more use, if it was found so before its worker attached."""
         self._worker = worker
         self._machine: Machine | None = None
         self._steps = steps
-        self._began = worker.master.reactor.seconds()
+        self._began = began
         self._attached = False
+        self._tier = ""
         # Builds whose worker's connection was lost, as long as nobody has said why.
         self._orphans: list[int] = []
 
@@ -67,6 +69,11 @@ class Run:
     def progress(self, step: str, seconds: float, note: str) -> None:
         """A step of the start is done."""
         self.say(f"{step}: {seconds:.3f} s{' ' + note if note else ''}")
+
+    def tier(self, name: str, why: str) -> None:
+        """The start takes this tier."""
+        self._tier = name
+        self.say(f"tier {name}: {why}")
 
     def console(self, lines: list[str]) -> None:
         """The guest wrote to its console."""
@@ -111,8 +118,9 @@ class Run:
         """The worker's connection is there: the console is free for a person from now on."""
         self._attached = True
         self.say(f"attached after {self._took:.3f} s")
-        await self.machine.release_console()
-        self._steps.finish(SUCCESS, f"attached after {self._took:.1f} s")
+        took = f"attached after {self._took:.1f} s ({self._tier})"
+        await self.machine.attached()
+        self._steps.finish(SUCCESS, took)
 
     def detached(self) -> None:
         """The connection is lost: note whose, since what the host says of it may come a moment later."""

@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 import socket
-import time
 from typing import Any
 
-import attrs
 from buildbot import config
 from buildbot.interfaces import LatentWorkerCannotSubstantiate, LatentWorkerFailedToSubstantiate
 from buildbot.process.results import CANCELLED, EXCEPTION
@@ -16,7 +14,6 @@ from twisted.internet import defer
 from twisted.python import log
 
 from latentvirt.address import master_host, master_port, split_address
-from latentvirt.describing import own_name
 from latentvirt.domainxml import NetworkUse
 from latentvirt.errors import (
     BadXML,
@@ -25,10 +22,8 @@ from latentvirt.errors import (
     LatentvirtError,
     NotFresh,
     StartCancelled,
-    TooManyTries,
 )
 from latentvirt.guest import Identity
-from latentvirt.machine import Machine
 from latentvirt.master.arguments import (
     Arguments,
     check_timeouts,
@@ -36,12 +31,13 @@ from latentvirt.master.arguments import (
     split_arguments,
     unknown_arguments,
 )
-from latentvirt.master.hub import TRIES_OF_A_BUILD, HostRecord, Hub
+from latentvirt.master.hub import Hub
 from latentvirt.master.password import PasswordGate
+from latentvirt.master.record import HostRecord
 from latentvirt.master.run import Run
+from latentvirt.master.starting import Starting
 from latentvirt.master.steplog import StepLog
 from latentvirt.master.waiting import at_most, unless
-from latentvirt.names import slot_of_domain
 from latentvirt.spec import MachineSpec
 
 POSITIONAL = ("connection", "hd_image", "base_image", "xml")
@@ -50,9 +46,8 @@ POSITIONAL = ("connection", "hd_image", "base_image", "xml")
 CANCEL_S = 2.0
 """How long a cancelled start may take to stop by itself before it is left to the background."""
 
-STOP_S = 30.0
 STOP_FAST_S = 2.0
-"""How long Buildbot waits for a VM to be gone; what is not done then, goes on in the background."""
+"""How long a stopping master waits for a VM to be gone; what is not done then, the next one's sweep does."""
 
 PREPARATION = "start VM"
 
@@ -75,6 +70,8 @@ class LibVirtWorker(CompatibleLatentWorkerMixin, AbstractLatentWorker):
         identity: ``auto``, ``channel``, ``static`` or ``metadata``.
         allow_shared: what may outlive a start although the guest writes to it.
         base_format: the base image's format; None asks the host.
+        start: ``auto``, ``boot`` or ``thaw`` (boot only to make the frozen image).
+        standby: whether a VM is to stand by while the worker is idle.
         graceful_shutdown: True, or seconds that a guest gets to power itself off.
 
     All arguments of Buildbot's latent workers are taken as well. ``build_wait_timeout`` is 0 and
@@ -88,6 +85,7 @@ class LibVirtWorker(CompatibleLatentWorkerMixin, AbstractLatentWorker):
         self._run: Run | None = None
         self._cancel: defer.Deferred[None] | None = None
         self._blameless = False
+        self._last_spec: MachineSpec | None = None
         if len(args) > len(POSITIONAL):
             config.error(
                 f"LibVirtWorker {name!r}: {2 + len(args)} positional arguments were given; there are at most "
@@ -126,6 +124,7 @@ class LibVirtWorker(CompatibleLatentWorkerMixin, AbstractLatentWorker):
         """Take over new arguments; they hold from the next start on, a running build is not disturbed."""
         ours, buildbots = split_arguments(kwargs)
         self._arguments = read_arguments(password, **ours)
+        self._last_spec = None
         self._hub = yield Hub.getService(self.master)
         yield super().reconfigService(name, password, **buildbots)
         if self.running:
@@ -139,6 +138,7 @@ class LibVirtWorker(CompatibleLatentWorkerMixin, AbstractLatentWorker):
 
     def _announce(self) -> None:
         arguments, hub = self._parts()
+        hub.standbys.hear_of(self)
         announced = defer.ensureDeferred(hub.expect(arguments.connection, arguments.static_folder))
         announced.addErrback(lambda failure: log.err(failure, f"latentvirt: announcing {self.name}"))
         self._deferwaiter.add(announced)
@@ -159,7 +159,29 @@ class LibVirtWorker(CompatibleLatentWorkerMixin, AbstractLatentWorker):
         values: Any = arguments.rendered
         if build is not None:
             values = [await build.render(value) for value in values]
-        return arguments.spec(self.name, *values)
+        spec = arguments.spec(self.name, *values)
+        if build is not None:
+            self._last_spec = spec
+        return spec
+
+    # What its next build will need
+
+    @property
+    def wants_standby(self) -> bool:
+        """Whether a VM is to stand by for it."""
+        return self._arguments is not None and self._arguments.standby
+
+    def foreseen(self) -> tuple[HostRecord, MachineSpec] | None:
+        """Say where and what its next VM will probably be; None while it has one, or nobody can tell."""
+        if self._run is not None or not self.running or self._hub is None or self._arguments is None:
+            return None
+        spec = self._last_spec or self._arguments.static_spec(self.name)
+        return None if spec is None else (self._hub.record(spec.connection), spec)
+
+    def readiness(self) -> int:
+        """Say how soon it could begin: 2 with a standby, 1 with a frozen image, else 0."""
+        arguments, hub = self._parts()
+        return hub.standbys.readiness(hub.record(arguments.connection), self.name)
 
     @defer.inlineCallbacks
     def isCompatibleWithBuild(self, build: Any) -> Any:
@@ -184,7 +206,7 @@ class LibVirtWorker(CompatibleLatentWorkerMixin, AbstractLatentWorker):
         self._blameless = False
         cancel = self._cancel = defer.Deferred()
         try:
-            start = defer.ensureDeferred(self._start(build, steps, cancel))
+            start = defer.ensureDeferred(self._starting(build, steps, cancel).go())
             slow = StartCancelled("the start was cancelled, and its host takes its time to undo it")
             await unless(cancel, start, slow, CANCEL_S, self.master.reactor)
         except LatentvirtError as error:
@@ -202,93 +224,24 @@ class LibVirtWorker(CompatibleLatentWorkerMixin, AbstractLatentWorker):
             self._cancel = None
         return True
 
-    async def _start(self, build: Any, steps: StepLog, cancel: defer.Deferred[None]) -> None:
+    def _starting(self, build: Any, steps: StepLog, cancel: defer.Deferred[None]) -> Starting:
         _, hub = self._parts()
-        await hub.ready()
-        self._check_wanted(build)
-        self._count_try(hub, build)
-        try:
-            spec: MachineSpec = await self.renderWorkerPropsOnStart(build)
-        except LatentvirtError:
-            raise
-        except Exception as error:
-            raise ConfigError(
-                f"worker {self.name}: an argument could not be rendered for this build: {error!r}",
-                remedy="look at the renderables among hd_image, base_image, xml and size",
-            ) from error
-        record = hub.record(spec.connection)
-        try:
-            spec = await self._resolved(record, spec)
-            storage = None
-            if spec.folder is not None and spec.proven:
-                storage = await hub.storage(record, spec.folder)
-        except LatentvirtError as error:
-            self._note_host(record, error)
-            raise
-        if cancel.called:
-            raise StartCancelled("the start was cancelled")
-        ownership = hub.begin(record, self.name, self._slot(spec))
-        run = self._run = Run(self, record, ownership, steps)
-        run.machine = Machine(
-            host=record.host,
-            storage=storage,
-            spec=spec,
-            ownership=ownership,
-            listener=run,
+
+        def adopt(run: Run) -> None:
+            self._run = run
+
+        return Starting(
+            worker=self,
+            hub=hub,
+            gate=self._gate,
             identify=self._identify,
-            claimed=hub.is_claimed,
-            clock=self.master.reactor,
-            now=time.time,
-            secrets=(self._gate.static or "",),
+            build=build,
+            steps=steps,
+            cancel=cancel,
+            adopt=adopt,
+            note_host=self._note_host,
+            forget=self._forget,
         )
-        run.say(
-            f"starting a VM for {self.name} on {record.host.uri} "
-            f"(start {ownership.start}, slot {ownership.slot})"
-        )
-        if not spec.proven:
-            run.say("unproven: without a base_image, whether the disk is fresh is not ours to say")
-        if spec.identity in ("auto", "static"):
-            self._gate.open_for_static()
-        cancel.addCallback(lambda _: run.machine.cancel("the start was cancelled"))
-        try:
-            await run.machine.start()
-            self._check_wanted(build)
-        except LatentvirtError as error:
-            self._note_host(record, error)
-            self._forget(run)
-            raise
-        hub.worked(record, self.name)
-        run.say("the VM runs; waiting for its worker to attach")
-
-    @staticmethod
-    def _check_wanted(build: Any) -> None:
-        """Do not go on for a build that was stopped just before Buildbot would have called off its start."""
-        if build is not None and build.stopped:
-            raise StartCancelled("the build was stopped before its VM was up")
-
-    def _count_try(self, hub: Hub, build: Any) -> None:
-        if build is None or not build.requests:
-            return
-        if hub.count_try(build.requests[0].id) > TRIES_OF_A_BUILD:
-            raise TooManyTries(
-                f"this build was started {TRIES_OF_A_BUILD} times and came to nothing each time; its earlier "
-                "builds say why",
-                remedy="mend that, and rebuild",
-            )
-
-    async def _resolved(self, record: HostRecord, spec: MachineSpec) -> MachineSpec:
-        """Find out whether a domain is predefined, where the person did not say."""
-        if spec.kind != "auto":
-            return spec
-        there = await record.host.domain(self.name)
-        if there is None and spec.base_image is not None:
-            return attrs.evolve(spec, kind="generated")
-        return attrs.evolve(spec, kind="predefined")
-
-    def _slot(self, spec: MachineSpec) -> str | None:
-        if spec.kind == "generated":
-            return None
-        return slot_of_domain(own_name(spec))
 
     def _identify(self, use: NetworkUse, network_address: str | None) -> Identity:
         arguments, _ = self._parts()
@@ -319,7 +272,7 @@ class LibVirtWorker(CompatibleLatentWorkerMixin, AbstractLatentWorker):
             if isinstance(error, HostUnreachable):
                 self._hub.failed(record, error)
             else:
-                self._hub.refused(record, self.name)
+                self._hub.health.refused(record, self.name)
 
     def _forget(self, run: Run) -> None:
         """Let go of a run; what is left of its machine is ended in the background."""
@@ -327,7 +280,7 @@ class LibVirtWorker(CompatibleLatentWorkerMixin, AbstractLatentWorker):
             self._run = None
             self._gate.close()
         if self._hub is not None:
-            self._hub.end_later(run.record, run.ownership, run.machine)
+            self._hub.end_later(run.record, run.claim, run.machine)
 
     # After the start
 
@@ -345,6 +298,8 @@ class LibVirtWorker(CompatibleLatentWorkerMixin, AbstractLatentWorker):
         if run is not None and self.conn is conn:
             self._gate.close()
             yield defer.ensureDeferred(run.attached())
+            _, hub = self._parts()
+            hub.standbys.tend(run.record)
 
     def detached(self) -> Any:
         """Note that the connection is lost; part of Buildbot's contract."""
@@ -367,16 +322,18 @@ class LibVirtWorker(CompatibleLatentWorkerMixin, AbstractLatentWorker):
             self._blameless = run.failure.fault != "guest"
             self._note_host(run.record, run.failure)
         run.ended()
-        hurry = fast or not self.master.running
-        graceful = 0.0 if hurry else arguments.graceful_shutdown_s
-        stop = defer.ensureDeferred(run.machine.stop(graceful_s=graceful))
+        if not fast and self.master.running:
+            # The next start does not wait for it: it has a place of its own, or clears this one.
+            hub.end_later(run.record, run.claim, run.machine, arguments.graceful_shutdown_s)
+            return True
+        stop = defer.ensureDeferred(run.machine.stop())
         try:
-            await at_most(stop, (STOP_FAST_S if hurry else STOP_S) + graceful, self.master.reactor)
+            await at_most(stop, STOP_FAST_S, self.master.reactor)
         except (LatentvirtError, defer.TimeoutError) as error:
             log.msg(f"latentvirt: {self.name}: its VM is not gone yet: {error}; going on in the background")
-            hub.end_later(run.record, run.ownership, run.machine)
+            hub.end_later(run.record, run.claim, run.machine)
             return True
-        hub.end(run.record, run.ownership)
+        hub.end(run.record, run.claim)
         return True
 
     def insubstantiate(self, fast: bool = False, force_substantiation_build: Any = None) -> Any:
@@ -391,6 +348,8 @@ class LibVirtWorker(CompatibleLatentWorkerMixin, AbstractLatentWorker):
     def stopService(self) -> Any:
         """Stop; a start that is under way is called off."""
         self._cancel_start()
+        if self._hub is not None:
+            self._hub.standbys.forget(self)
         return super().stopService()
 
     def putInQuarantine(self) -> None:

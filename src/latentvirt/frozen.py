@@ -1,0 +1,248 @@
+"""Frozen images: a booted guest's memory and disks, kept in our directory for each build to go on from.
+
+An image is the files of the start that booted it. What makes them one is an empty file beside them, written
+last: its name says what the image is valid for, and what its files looked like then. A start's files without
+it are a leftover like any other.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import re
+from collections.abc import Callable
+
+import attrs
+
+from latentvirt.errors import BadFrozenImage, LatentvirtError, NotFound
+from latentvirt.names import FileName
+from latentvirt.planning import Plan
+from latentvirt.storage import Storage
+
+MEMORY = "ram"
+VARS = "nvram"
+SEAL_LENGTH = 12
+
+UNUSED_S = 7 * 24 * 3600.0
+"""After how long an image that no build wanted is removed."""
+
+REFUSAL_S = 3600.0
+"""How long a VM that could not be frozen is not tried again."""
+
+_SEALED = re.compile(r"([0-9a-f]{8})-([0-9a-f]{16})-([0-9a-f]{12})")
+
+
+@attrs.frozen(kw_only=True)
+class FrozenImage:
+    """A guest that was saved when it had booted, and had not yet learned who it is.
+
+    Args:
+        slot: the place that it was saved in; its domain has that place's name and address, so that it can
+            only be thawed there.
+        start: id of the start that booted it.
+        lineage: as in `Plan`.
+        fingerprint: as in `Plan`.
+        seal: digest of what its files looked like.
+    """
+
+    slot: str
+    start: str
+    lineage: str
+    fingerprint: str
+    seal: str
+
+    @classmethod
+    def parse(cls, name: FileName) -> FrozenImage | None:
+        """Read an image from the name of its marker; None if it is not one."""
+        found = _SEALED.fullmatch(name.target) if name.kind == "frozen" else None
+        if found is None:
+            return None
+        lineage, fingerprint, seal = found.groups()
+        return cls(slot=name.slot, start=name.start, lineage=lineage, fingerprint=fingerprint, seal=seal)
+
+    @property
+    def marker(self) -> FileName:
+        """The file that makes it one."""
+        sealed = f"{self.lineage}-{self.fingerprint}-{self.seal}"
+        return FileName(self.slot, self.start, "frozen", sealed)
+
+    @property
+    def memory(self) -> FileName:
+        """The file that its memory is in."""
+        return FileName(self.slot, self.start, "memory", MEMORY)
+
+    @property
+    def vars(self) -> FileName:
+        """The file that its UEFI variables are in, if it has any."""
+        return FileName(self.slot, self.start, "vars", VARS)
+
+    def disk(self, target: str) -> FileName:
+        """The file that one of its disks is in."""
+        return FileName(self.slot, self.start, "overlay", target)
+
+    def files(self, plan: Plan) -> list[FileName]:
+        """List its files but the marker."""
+        files = [self.memory, *(self.disk(disk.target) for disk in plan.disks)]
+        return [*files, self.vars] if plan.has_vars else files
+
+
+@attrs.define(eq=False)
+class FrozenStore:
+    """Know the frozen images in one directory; it lives as long as its host's record.
+
+    Args:
+        storage: over the directory.
+        seconds: a clock that only goes forward.
+        most_bytes: how much room on the disk all images may take.
+    """
+
+    storage: Storage
+    seconds: Callable[[], float]
+    most_bytes: int
+    _images: dict[str, FrozenImage] = attrs.field(init=False, factory=dict)
+    _used: dict[str, float] = attrs.field(init=False, factory=dict)
+    _lent: dict[str, int] = attrs.field(init=False, factory=dict)
+    _refused: dict[str, tuple[str, float]] = attrs.field(init=False, factory=dict)
+    _failed: set[str] = attrs.field(init=False, factory=set)
+    _loaded: bool = attrs.field(init=False, default=False)
+
+    async def load(self) -> None:
+        """Find the images that earlier processes left; looked for once."""
+        if self._loaded:
+            return
+        try:
+            names = await self.storage.names()
+        except NotFound:
+            names = []
+        for name in names:
+            parsed = FileName.parse(name)
+            image = FrozenImage.parse(parsed) if parsed is not None else None
+            if image is not None:
+                self._images.setdefault(image.start, image)
+                self._used.setdefault(image.start, self.seconds())
+        self._loaded = True
+
+    # Which there are
+
+    @property
+    def is_empty(self) -> bool:
+        """Whether there is no image."""
+        return not self._images
+
+    def find(self, slot: str, fingerprint: str) -> FrozenImage | None:
+        """Return the newest image that can be thawed in a slot; None if there is none."""
+        fitting = [
+            image
+            for image in self._images.values()
+            if image.slot == slot and image.fingerprint == fingerprint and fingerprint
+        ]
+        return fitting[-1] if fitting else None
+
+    def slots(self, fingerprint: str) -> set[str]:
+        """Say in which slots something can be thawed."""
+        return {image.slot for image in self._images.values() if image.fingerprint == fingerprint}
+
+    def keeps(self, start: str) -> bool:
+        """Whether a start's files are an image's, or below a VM that was thawed from it."""
+        return start in self._images or start in self._lent
+
+    def refuse(self, fingerprint: str, why: str) -> None:
+        """Note that freezing failed, so that not every build tries it in vain."""
+        self._refused[fingerprint] = (why, self.seconds() + REFUSAL_S)
+
+    def refusal(self, fingerprint: str) -> str | None:
+        """Say why freezing is not tried now; None if it is."""
+        why, until = self._refused.get(fingerprint, ("", 0.0))
+        return why if until > self.seconds() else None
+
+    def proved_good(self, fingerprint: str) -> None:
+        """Note that a guest was thawed and answered."""
+        self._failed.discard(fingerprint)
+
+    def proved_bad(self, fingerprint: str) -> None:
+        """Note that a thawed guest was of no use; after the second in a row such guests boot for a while."""
+        if fingerprint in self._failed:
+            self.refuse(fingerprint, "two of its guests in a row did not answer after they were thawed")
+        self._failed.add(fingerprint)
+
+    # Use
+
+    async def seal(self, files: list[FileName]) -> str:
+        """Digest what files look like: their sizes and the times of their last change."""
+        seen = [await self.storage.modified(name) for name in files]
+        return hashlib.sha256("\n".join(seen).encode()).hexdigest()[:SEAL_LENGTH]
+
+    async def lend(self, image: FrozenImage, plan: Plan) -> None:
+        """Check an image, and keep it for as long as a VM stands on it.
+
+        Raises:
+            BadFrozenImage: its files are not what they were when it was made.
+        """
+        self._lent[image.start] = self._lent.get(image.start, 0) + 1
+        try:
+            seal = await self.seal(image.files(plan))
+        except NotFound as error:
+            await self.take_back(image)
+            raise BadFrozenImage(f"a file of it is missing: {error.what}") from error
+        except LatentvirtError:
+            await self.take_back(image)
+            raise
+        if seal != image.seal:
+            await self.take_back(image)
+            raise BadFrozenImage("its files have changed since it was made")
+        self._used[image.start] = self.seconds()
+
+    async def take_back(self, image: FrozenImage) -> None:
+        """Hear that a VM that stood on an image is gone."""
+        left = self._lent.get(image.start, 0) - 1
+        if left > 0:
+            self._lent[image.start] = left
+            return
+        self._lent.pop(image.start, None)
+        if image.start not in self._images:
+            await self._delete(image)
+
+    async def publish(self, image: FrozenImage) -> None:
+        """Make a start's files an image, now that all of them are there."""
+        await self.storage.create_empty(image.marker)
+        self._images[image.start] = image
+        self._used[image.start] = self.seconds()
+
+    # End
+
+    async def discard(self, image: FrozenImage) -> None:
+        """Let no build have an image any more, and delete it; below a VM its files stay as long as that."""
+        self._images.pop(image.start, None)
+        self._used.pop(image.start, None)
+        # The marker first: what is left after a crash is then a leftover.
+        await self.storage.delete(str(image.marker))
+        if image.start not in self._lent:
+            await self._delete(image)
+
+    async def _delete(self, image: FrozenImage) -> None:
+        for name in await self.storage.names():
+            parsed = FileName.parse(name)
+            if parsed is not None and parsed.start == image.start:
+                await self.storage.delete(name)
+
+    async def discard_older(self, plan: Plan) -> None:
+        """Discard what was frozen of earlier versions of the same image, and what nobody wants."""
+        longest = self.seconds() - UNUSED_S
+        for image in list(self._images.values()):
+            outdated = image.lineage == plan.lineage and image.fingerprint != plan.fingerprint
+            if outdated or self._used[image.start] < longest:
+                await self.discard(image)
+
+    async def keep_within(self) -> None:
+        """Discard images, the one that was not used for the longest time first, until the rest fits."""
+        sizes: dict[str, int] = {}
+        for name in await self.storage.names():
+            parsed = FileName.parse(name)
+            if parsed is not None and parsed.start in self._images:
+                sizes[parsed.start] = sizes.get(parsed.start, 0) + await self.storage.size(name)
+        total = sum(sizes.values())
+        for start in sorted(sizes, key=lambda start: self._used[start]):
+            if total <= self.most_bytes:
+                break
+            if start not in self._lent:
+                total -= sizes[start]
+                await self.discard(self._images[start])

@@ -1,0 +1,277 @@
+"""One domain of a machine: its files, created or restored paused, proven, heard, resumed, ended."""
+
+from __future__ import annotations
+
+import uuid as uuids
+from collections.abc import Awaitable, Callable
+from typing import Protocol, TypeVar
+
+import attrs
+
+from latentvirt import domainxml
+from latentvirt.describing import clear_place, domain_in
+from latentvirt.errors import BadFrozenImage, ForeignDomain, HostError, HostUnreachable, ImageError
+from latentvirt.frozen import FrozenImage, FrozenStore
+from latentvirt.guest import Identity
+from latentvirt.host import Created, DomainNews, Host, Watch
+from latentvirt.listening import Listening
+from latentvirt.names import FileName, Ownership
+from latentvirt.planning import Plan
+from latentvirt.preparing import make_files, make_files_over
+from latentvirt.storage import Storage, what_blocks
+
+T = TypeVar("T")
+
+
+class Step(Protocol):
+    """Do one step of a start, tell how long it took, and stop there if the start was called off."""
+
+    async def __call__(self, name: str, doing: Awaitable[T], note: str = "") -> T:
+        """Do it."""
+        ...
+
+
+@attrs.define(eq=False)
+class LiveDomain:
+    """Bring one domain to life, and remove it and all that it had.
+
+    Args:
+        host: where.
+        storage: where its files go; None if it has none of its own.
+        plan: what it is to be.
+        ownership: whose it is.
+        listening: its console and channel.
+        news: hears what becomes of it.
+        step: does the steps.
+        claimed: tells of a start's id whether a build has its VM.
+        auth: what the in-tree worker's metadata element is to say, if it is to be there.
+    """
+
+    host: Host
+    storage: Storage | None
+    plan: Plan
+    ownership: Ownership
+    listening: Listening
+    news: Callable[[DomainNews], object]
+    step: Step
+    claimed: Callable[[str], bool]
+    auth: Identity | None = None
+
+    uuid: str = attrs.field(init=False, default="")
+    resumed: bool = attrs.field(init=False, default=False)
+    image: FrozenImage | None = attrs.field(init=False, default=None)
+    saved: bool = attrs.field(init=False, default=False)
+    _has_console: bool = attrs.field(init=False, default=False)
+    _watch: Watch | None = attrs.field(init=False, default=None)
+    _undo: list[Callable[[], Awaitable[object]]] = attrs.field(init=False, factory=list)
+
+    @property
+    def name(self) -> str:
+        """The domain's name on the host."""
+        return domain_in(self.plan.spec, self.ownership.owner, self.ownership.slot)
+
+    @property
+    def _has_channel(self) -> bool:
+        return self.plan.spec.identity in ("auto", "channel")
+
+    async def boot(self) -> None:
+        """Create it, paused before its first instruction, and attach to it."""
+        plan = self.plan
+        await self._clear_place()
+        overlays, vars_path = await self.step("overlay", self._make_files())
+        xml = self._rewritten(plan.xml, self._new_uuid(), overlays, vars_path)
+        created = await self.step("create", self._create(xml, fresh_vars=vars_path is not None))
+        await self._begin(created, overlays, vars_path)
+
+    async def thaw(self, image: FrozenImage, store: FrozenStore) -> None:
+        """Restore it from a frozen image, paused where it was saved, and attach to it.
+
+        Args:
+            image: of the slot that this start has.
+            store: that keeps it.
+
+        Raises:
+            BadFrozenImage: the image is not what it was, or the host cannot go on from it.
+        """
+        await self._clear_place()
+        await store.lend(image, self.plan)
+        self._undo.append(lambda: store.take_back(image))
+        self.image = image
+        storage = store.storage
+        overlays, vars_path = await self.step(
+            "overlay", make_files_over(storage, self.plan, image, self.ownership, self._will_make)
+        )
+        memory = storage.path_of(image.memory)
+        try:
+            saved = await self.host.saved_xml(memory)
+            uuid = domainxml.domain_uuid(saved)
+        except HostUnreachable:
+            raise
+        except HostError as error:
+            raise BadFrozenImage(f"its header cannot be read: {error.what}", code=error.code) from error
+        xml = self._rewritten(saved, uuid or "", overlays, vars_path)
+        created = await self.step("restore", self._restore(memory, xml))
+        await self._begin(created, overlays, vars_path)
+
+    async def resume(self) -> None:
+        """Let its guest run."""
+        await self.step("resume", self.host.resume(self.uuid))
+        self.resumed = True
+
+    async def _clear_place(self) -> None:
+        await clear_place(self.host, self.plan.spec, self.ownership, self.claimed)
+
+    # Files
+
+    def _will_make(self, name: FileName) -> None:
+        storage = self.storage
+        if storage is not None:
+            self._undo.append(lambda: storage.delete(str(name)))
+
+    async def _make_files(self) -> tuple[list[domainxml.Overlay], str | None]:
+        if self.storage is None or not self.plan.spec.proven:
+            return [], None
+        return await make_files(self.storage, self.plan, self.ownership, self._will_make)
+
+    # The domain
+
+    def _new_uuid(self) -> str:
+        spec, xml = self.plan.spec, self.plan.xml
+        # TPM state is kept by UUID: one that nobody had before has none, and libvirt removes it at the end.
+        fresh = spec.kind == "generated" or (spec.kind == "xml" and domainxml.has_emulated_tpm(xml))
+        return (None if fresh else domainxml.domain_uuid(xml)) or str(uuids.uuid4())
+
+    def _rewritten(
+        self, xml: str, uuid: str, overlays: list[domainxml.Overlay], vars_path: str | None
+    ) -> str:
+        self.uuid = uuid
+        auth = self.auth
+        return domainxml.rewrite(
+            xml,
+            name=self.name,
+            uuid=uuid,
+            ownership=self.ownership,
+            overlays=overlays,
+            vars_path=vars_path,
+            channel=self._has_channel,
+            metadata_auth=(auth.name, auth.password, auth.master) if auth else None,
+        )
+
+    async def _create(self, xml: str, *, fresh_vars: bool) -> Created:
+        self._undo.append(self._destroy)
+        try:
+            return await self.host.create(xml, name=self.name, fresh_vars=fresh_vars)
+        except HostUnreachable:
+            raise
+        except HostError as error:
+            await self._explain(error)
+            raise
+
+    async def _restore(self, memory: str, xml: str) -> Created:
+        self._undo.append(self._destroy)
+        try:
+            return await self.host.restore(memory, xml, name=self.name)
+        except HostUnreachable:
+            raise
+        except HostError as error:
+            await self._explain_place(error)
+            raise BadFrozenImage(
+                f"the host cannot go on from it: {error.what}", code=error.code, host=self.host.uri
+            ) from error
+
+    async def _destroy(self) -> None:
+        """End the domain if it is this start's: another's of the same UUID may run by now."""
+        there = await self.host.domain(self.name)
+        if there is not None and there.active and there.ownership == self.ownership:
+            await self.host.destroy(there.uuid)
+
+    async def _explain_place(self, error: HostError) -> None:
+        """Find out whether the name was taken meanwhile; libvirt's codes do not tell."""
+        there = await self.host.domain(self.name)
+        if there is not None and there.active and there.ownership != self.ownership:
+            raise ForeignDomain(
+                f"another domain {self.name!r} was started meanwhile: {error.what}",
+                host=self.host.uri,
+                domain=self.name,
+            ) from error
+
+    async def _explain(self, error: HostError) -> None:
+        await self._explain_place(error)
+        base_image = self.plan.spec.base_image
+        if base_image is not None and self.host.connection.is_local:
+            blocked = await self.host.run_local("look at the image's path", lambda: what_blocks([base_image]))
+            if blocked is not None:
+                raise ImageError(
+                    f"the VM could not be created, probably because {blocked}. libvirt said: {error.what}",
+                    host=self.host.uri,
+                    domain=self.name,
+                    remedy="let others read the image and pass its folders (chmod o+r, o+x), or move it to "
+                    "/var/lib/libvirt/images",
+                ) from error
+
+    async def _begin(
+        self, created: Created, overlays: list[domainxml.Overlay], vars_path: str | None
+    ) -> None:
+        spec = self.plan.spec
+        if spec.proven:
+            domainxml.prove(
+                created.xml,
+                ownership=self.ownership,
+                overlays=overlays,
+                vars_path=vars_path,
+                allow_shared=spec.allow_shared,
+                own_uuid=spec.own_uuid,
+            )
+        self._has_console = domainxml.console_of(created.xml)
+        await self.step("attach console and channel", self._listen())
+
+    async def _listen(self) -> None:
+        self._watch = self.host.watch(self.uuid, self.news)
+        await self.listening.open(self.uuid, console=self._has_console, channel=self._has_channel)
+
+    # Freeze
+
+    async def save(self, memory: FileName) -> None:
+        """Save its memory into a file of this start's; afterwards the domain is gone, and its files stay.
+
+        Args:
+            memory: name of the file.
+
+        Raises:
+            HostError: it could not be saved; it is as it was before, paused.
+        """
+        storage = self.storage
+        assert storage is not None, "only a VM with files of its own is frozen"
+        # Its end by the saving is no news.
+        self.unwatch()
+        await self.listening.close()
+        await self.host.pause(self.uuid)
+        self._will_make(memory)
+        path = await self.step("make the memory file", storage.create_empty(memory))
+        await self.step("save memory", self.host.save(self.uuid, path, name=self.name))
+        self.saved = True
+
+    async def go_on(self) -> None:
+        """Let it go on after it could not be saved, as if nobody had tried."""
+        await self._listen()
+        await self.host.resume(self.uuid)
+
+    def keep_files(self) -> None:
+        """Leave its files where they are: they are a frozen image's now."""
+        self._undo.clear()
+
+    # End
+
+    def unwatch(self) -> None:
+        """Hear no more of what becomes of it."""
+        if self._watch is not None:
+            self._watch.cancel()
+            self._watch = None
+
+    async def end(self) -> None:
+        """End it and remove all that it had; may be repeated where the host did not let us."""
+        await self.listening.close()
+        self.unwatch()
+        while self._undo:
+            await self._undo[-1]()
+            self._undo.pop()

@@ -1,0 +1,340 @@
+"""VMs that are thawed ahead of time and wait, paused, for any build that needs one like them."""
+
+from __future__ import annotations
+
+import logging
+from collections import Counter
+from itertools import count
+from typing import TYPE_CHECKING, Any, Protocol
+
+import attrs
+from twisted.internet import defer
+
+from latentvirt import domainxml
+from latentvirt.claim import Claim
+from latentvirt.describing import own_name, settled
+from latentvirt.errors import HostUnreachable, LatentvirtError
+from latentvirt.guest import Ready
+from latentvirt.machine import Machine
+from latentvirt.master.record import HostRecord
+from latentvirt.names import slot_of_domain, slot_of_number
+from latentvirt.planning import Plan, plan
+from latentvirt.spec import MachineSpec
+
+if TYPE_CHECKING:
+    from latentvirt.master.hub import Hub
+
+logger = logging.getLogger(__name__)
+
+RESERVE = 0.1
+"""The part of a host's memory that no standby takes."""
+
+AHEAD_AFTER_S = 30.0
+"""How long a host has had no build before more of its slots are frozen ahead."""
+
+TEND_EVERY_S = 30.0
+"""How often it is looked whether the images behind the standbys are still the newest."""
+
+MAKING_S = 60.0
+"""How long a build waits for a standby that is just being made for it."""
+
+AFTER_FAILURE_S = 60.0
+"""How long no standby is made on a host where one failed."""
+
+
+class Idler(Protocol):
+    """A worker, as far as its next build can be foreseen."""
+
+    name: str
+    wants_standby: bool
+
+    def foreseen(self) -> tuple[HostRecord, MachineSpec] | None:
+        """Say where and what its next VM will probably be; None while it has one, or nobody can tell."""
+        ...
+
+
+@attrs.define(eq=False)
+class _Waiting:
+    """A standby, or one in the making; it is the machine's listener for as long as no build has it."""
+
+    standbys: Standbys
+    record: HostRecord
+    plan: Plan
+    claim: Claim
+    machine: Machine | None = None
+    ready_now: bool = False
+    made: list[defer.Deferred[None]] = attrs.field(factory=list)
+
+    def progress(self, step: str, seconds: float, note: str) -> None:
+        """Pass over it; nobody watches."""
+
+    def tier(self, name: str, why: str) -> None:
+        """Pass over it."""
+
+    def console(self, lines: list[str]) -> None:
+        """Pass over it."""
+
+    def ready(self, told: Ready) -> None:
+        """Pass over it."""
+
+    def failed(self, error: LatentvirtError) -> None:
+        """Give it up."""
+        logger.warning("%s: a standby is of no more use: %s", self.record.host.uri, error)
+        self.standbys.drop(self)
+
+    def host_in_doubt(self, detail: str) -> None:
+        """Give it up: nobody can say what became of it."""
+        self.standbys.drop(self)
+
+
+class Standbys:
+    """Keep as many standbys as idle workers ask for; there is one of it per hub.
+
+    Args:
+        hub: the hub.
+    """
+
+    def __init__(self, hub: Hub) -> None:
+        self._hub = hub
+        self._workers: dict[str, Idler] = {}
+        self._waiting: list[_Waiting] = []
+        self._plans: dict[str, Plan] = {}
+        self._tending: set[str] = set()
+        self._again: set[str] = set()
+        self._not_before: dict[str, float] = {}
+        self._busy_at: dict[str, float] = {}
+        self._ahead: set[tuple[str, str, str]] = set()
+
+    # Workers
+
+    def hear_of(self, worker: Idler) -> None:
+        """Hear that a worker is there, or has changed."""
+        self._workers[worker.name] = worker
+
+    def forget(self, worker: Idler) -> None:
+        """Hear that a worker is gone."""
+        if self._workers.get(worker.name) is worker:
+            del self._workers[worker.name]
+            self._plans.pop(worker.name, None)
+
+    def note_plan(self, worker: str, planned: Plan) -> None:
+        """Note what a worker's newest build needs; its next one will probably need the same."""
+        self._plans[worker] = planned
+
+    def readiness(self, record: HostRecord, worker: str) -> int:
+        """Say how soon a worker could begin: 2 with a standby, 1 with a frozen image, else 0."""
+        planned = self._plans.get(worker)
+        if planned is None or not planned.fingerprint:
+            return 0
+        if self._find(record, planned, ready=True) is not None:
+            return 2
+        return 1 if self._hub.slots_to_thaw_in(record, planned) else 0
+
+    # Builds
+
+    def _find(self, record: HostRecord, planned: Plan, *, ready: bool) -> _Waiting | None:
+        for waiting in self._waiting:
+            if (
+                waiting.record is record
+                and waiting.ready_now is ready
+                and waiting.plan.fingerprint == planned.fingerprint
+                and not (waiting.machine is not None and waiting.machine.failed_already)
+            ):
+                return waiting
+        return None
+
+    async def take(self, record: HostRecord, planned: Plan) -> tuple[Claim, Machine] | None:
+        """Take the standby that fits a plan; None if there is none.
+
+        One that is just being made is waited for, if there is nothing else to thaw.
+        """
+        self._busy_at[record.host.uri] = self._hub.master.reactor.seconds()
+        if not planned.fingerprint or planned.spec.start == "boot":
+            return None
+        found = self._find(record, planned, ready=True)
+        making = self._find(record, planned, ready=False)
+        if found is None and making is not None:
+            free = set(record.free_slots(self._hub.slots_to_thaw_in(record, planned)))
+            if not free & self._hub.slots_to_thaw_in(record, planned):
+                await self._made(making)
+                found = self._find(record, planned, ready=True)
+        if found is None or found.machine is None:
+            return None
+        self._waiting.remove(found)
+        record.standbys.remove(found.claim)
+        return found.claim, found.machine
+
+    async def _made(self, waiting: _Waiting) -> None:
+        made: defer.Deferred[None] = defer.Deferred()
+        made.addTimeout(MAKING_S, self._hub.master.reactor)
+        waiting.made.append(made)
+        try:
+            await made
+        except defer.TimeoutError:
+            pass
+
+    async def give_up(self, record: HostRecord, slot: str | None = None) -> None:
+        """End a standby, since a build needs its place.
+
+        Args:
+            record: the host.
+            slot: which place; None ends the one that waits longest.
+        """
+        for waiting in [w for w in self._waiting if w.record is record]:
+            if slot in (None, waiting.claim.slot):
+                await self._end(waiting)
+                return
+
+    async def make_room(self, record: HostRecord, needed_mib: int) -> None:
+        """End standbys until a build's VM fits into the host's memory beside the rest."""
+        while record.standbys and not await self._fits(record, needed_mib):
+            await self.give_up(record)
+
+    async def _fits(self, record: HostRecord, needed_mib: int) -> bool:
+        try:
+            memory = await record.host.memory()
+        except HostUnreachable:
+            raise
+        except LatentvirtError:
+            return True  # a host that does not tell is not asked twice
+        return memory.available - needed_mib >= memory.total * RESERVE
+
+    # End
+
+    def drop(self, waiting: _Waiting) -> None:
+        """End a standby in the background."""
+        self._hub.in_background(self._end(waiting), "end a standby")
+
+    async def _end(self, waiting: _Waiting) -> None:
+        if waiting not in self._waiting:
+            return
+        self._waiting.remove(waiting)
+        waiting.claim.ending = True
+        try:
+            if waiting.machine is not None:
+                await waiting.machine.stop()
+        finally:
+            self._hub.end(waiting.record, waiting.claim)
+
+    async def end_all(self, record: HostRecord) -> None:
+        """End all standbys of a host: the master stops."""
+        for waiting in [w for w in self._waiting if w.record is record]:
+            await self._end(waiting)
+
+    # Tend
+
+    def tend(self, record: HostRecord) -> None:
+        """See to it, in the background, that there are as many standbys on a host as are asked for."""
+        uri = record.host.uri
+        if uri in self._tending:
+            self._again.add(uri)
+        elif self._hub.running and record.resting is None:
+            self._tending.add(uri)
+            self._hub.in_background(self._tend_until_done(record), f"see to the standbys on {uri}")
+
+    async def _tend_until_done(self, record: HostRecord) -> None:
+        uri = record.host.uri
+        try:
+            while True:
+                self._again.discard(uri)
+                await self._tend(record)
+                if uri not in self._again or not self._hub.running:
+                    return
+        finally:
+            self._tending.discard(uri)
+
+    async def _tend(self, record: HostRecord) -> None:
+        plans = await self._foreseen(record)
+        wanted = Counter(planned.fingerprint for planned, standby in plans if standby)
+        for waiting in [w for w in self._waiting if w.record is record]:
+            if wanted[waiting.plan.fingerprint] > 0:
+                wanted[waiting.plan.fingerprint] -= 1
+            else:
+                await self._end(waiting)
+        now = self._hub.master.reactor.seconds()
+        if now < self._not_before.get(record.host.uri, now):
+            return
+        for planned, standby in plans:
+            if standby and wanted[planned.fingerprint] > 0:
+                wanted[planned.fingerprint] -= 1
+                await self._make(record, planned)
+        quiet = now - self._busy_at.get(record.host.uri, now)
+        if quiet >= AHEAD_AFTER_S and not record.in_use:
+            await self._freeze_ahead(record, [planned for planned, _ in plans])
+
+    async def _foreseen(self, record: HostRecord) -> list[tuple[Plan, bool]]:
+        """List what the idle workers of a host will need next, and who of them wants a standby."""
+        found = []
+        known: dict[Any, Plan] = {}
+        for worker in list(self._workers.values()):
+            foreseen = worker.foreseen()
+            if foreseen is None or foreseen[0] is not record:
+                continue
+            spec = foreseen[1]
+            if spec.start == "boot" or spec.folder is None or not spec.proven:
+                continue
+            spec = await settled(record.host, spec)
+            key = attrs.evolve(spec, worker="") if spec.kind == "generated" else spec
+            if key not in known:
+                storage = await self._hub.storage(record, str(spec.folder))
+                known[key] = await plan(record.host, storage, spec)
+            self._plans[worker.name] = known[key]
+            if not known[key].hindrance:
+                found.append((known[key], worker.wants_standby))
+        return found
+
+    async def _make(self, record: HostRecord, planned: Plan) -> None:
+        if record.is_full or not await self._fits(record, domainxml.memory_of(planned.xml)):
+            return
+        claim = self._place(record, planned)
+        if claim is not None:
+            await self._hold(record, planned, claim)
+
+    async def _hold(self, record: HostRecord, planned: Plan, claim: Claim) -> _Waiting | None:
+        waiting = _Waiting(self, record, planned, claim)
+        self._waiting.append(waiting)
+        record.standbys.append(claim)
+        try:
+            store = await self._hub.frozen(record, str(planned.spec.folder))
+            waiting.machine = self._hub.machine(record, planned, claim, waiting, store)
+            await waiting.machine.hold()
+            waiting.ready_now = True
+            return waiting
+        except LatentvirtError as error:
+            self._not_before[record.host.uri] = self._hub.master.reactor.seconds() + AFTER_FAILURE_S
+            logger.warning("%s: no standby could be made: %s", record.host.uri, error)
+            await self._end(waiting)
+            return None
+        finally:
+            made, waiting.made = waiting.made, []
+            for waiter in made:
+                if not waiter.called:
+                    waiter.callback(None)
+
+    def _place(self, record: HostRecord, planned: Plan) -> Claim | None:
+        liked = self._hub.slots_to_thaw_in(record, planned)
+        if planned.spec.kind != "generated":
+            slot = slot_of_domain(own_name(planned.spec))
+            free = all(claim.slot != slot for claim in record.claims)
+            return record.take(self._hub.owner, slot) if free and (liked or not record.in_use) else None
+        if not set(record.free_slots(liked)) & liked and record.in_use:
+            return None  # to boot beside a build would slow the build
+        return record.take_any(self._hub.owner, liked)
+
+    async def _freeze_ahead(self, record: HostRecord, plans: list[Plan]) -> None:
+        """Freeze one more slot, if there are more workers than slots in which builds can be thawed."""
+        for fingerprint, workers in Counter(planned.fingerprint for planned in plans).items():
+            planned = next(planned for planned in plans if planned.fingerprint == fingerprint)
+            frozen = self._hub.slots_to_thaw_in(record, planned)
+            if record.is_full or planned.spec.kind != "generated" or not 0 < len(frozen) < workers:
+                continue
+            taken = {claim.slot for claim in record.claims} | frozen
+            slot = next(slot for slot in map(slot_of_number, count(1)) if slot not in taken)
+            tried = (record.host.uri, fingerprint, slot)
+            if tried not in self._ahead:
+                self._ahead.add(tried)
+                logger.info("%s: freezing %s ahead, for the host is idle", record.host.uri, slot)
+                made = await self._hold(record, planned, record.take(self._hub.owner, slot))
+                if made is not None:
+                    await self._end(made)
+                return

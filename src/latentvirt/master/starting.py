@@ -1,0 +1,150 @@
+"""One start of a worker's VM: from a build's properties to a guest that runs."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import attrs
+from twisted.internet import defer
+
+from latentvirt.describing import settled
+from latentvirt.domainxml import NetworkUse
+from latentvirt.errors import ConfigError, HostUnreachable, LatentvirtError, StartCancelled, TooManyTries
+from latentvirt.guest import Identity
+from latentvirt.machine import Machine
+from latentvirt.master.hub import TRIES_OF_A_BUILD, Hub
+from latentvirt.master.password import PasswordGate
+from latentvirt.master.record import HostRecord
+from latentvirt.master.run import Run
+from latentvirt.master.steplog import StepLog
+from latentvirt.planning import Plan, plan
+from latentvirt.spec import MachineSpec
+
+
+@attrs.define(eq=False)
+class Starting:
+    """Start a VM for a build, or go on with one that stands by.
+
+    Args:
+        worker: the LibVirtWorker that it is for.
+        hub: the master's hub.
+        gate: the worker's password.
+        identify: says who the guest is to be.
+        build: the build; None if there is none.
+        steps: the step in the build's page.
+        cancel: fires when the start is called off.
+        adopt: called with the run as soon as it has a place and a machine.
+        note_host: called with what a host did wrong.
+        forget: called with a run that came to nothing.
+    """
+
+    worker: Any
+    hub: Hub
+    gate: PasswordGate
+    identify: Callable[[NetworkUse, str | None], Identity]
+    build: Any
+    steps: StepLog
+    cancel: defer.Deferred[None]
+    adopt: Callable[[Run], None]
+    note_host: Callable[[HostRecord, LatentvirtError], None]
+    forget: Callable[[Run], None]
+
+    async def go(self) -> None:
+        """Start it.
+
+        Raises:
+            LatentvirtError: what went wrong; whatever there is of a VM is being removed.
+        """
+        await self.hub.ready()
+        self._check_wanted()
+        self._count_try()
+        began = self.worker.master.reactor.seconds()
+        spec = await self._rendered()
+        record = self.hub.record(spec.connection)
+        try:
+            planned = await self._plan(record, spec)
+            started = False
+            while not started:
+                claim, standby = await self.hub.claim(record, self.worker.name, planned)
+                run = Run(self.worker, record, claim, self.steps, began)
+                started = await self._start(run, planned, standby)
+        except LatentvirtError as error:
+            self.note_host(record, error)
+            raise
+        self.hub.health.worked(record, self.worker.name)
+
+    async def _rendered(self) -> MachineSpec:
+        try:
+            spec: MachineSpec = await self.worker.renderWorkerPropsOnStart(self.build)
+            return spec
+        except LatentvirtError:
+            raise
+        except Exception as error:
+            raise ConfigError(
+                f"worker {self.worker.name}: an argument could not be rendered for this build: {error!r}",
+                remedy="look at the renderables among hd_image, base_image, xml and size",
+            ) from error
+
+    async def _plan(self, record: HostRecord, spec: MachineSpec) -> Plan:
+        spec = await settled(record.host, spec)
+        storage = None
+        if spec.folder is not None and spec.proven:
+            storage = (await self.hub.frozen(record, spec.folder)).storage
+        clock = self.worker.master.reactor
+        began = clock.seconds()
+        planned = await plan(record.host, storage, spec)
+        self.steps.progress(f"describe: {clock.seconds() - began:.3f} s")
+        self.hub.standbys.note_plan(self.worker.name, planned)
+        return planned
+
+    async def _start(self, run: Run, planned: Plan, standby: Machine | None) -> bool:
+        """Start, or wake; False if what stood by turned out to be of no use."""
+        record, spec = run.record, planned.spec
+        secrets = (self.gate.static or "",)
+        store = record.frozen.get(spec.folder or "") if spec.proven else None
+        if standby is None:
+            run.machine = self.hub.machine(
+                record, planned, run.claim, run, store, identify=self.identify, secrets=secrets
+            )
+        else:
+            run.machine = standby
+        self.adopt(run)
+        if self.cancel.called:
+            run.machine.cancel("the start was cancelled")
+        else:
+            self.cancel.addCallback(lambda _: run.machine.cancel("the start was cancelled"))
+        run.say(f"starting a VM for {self.worker.name} on {record.host.uri} (slot {run.claim.slot})")
+        if not spec.proven:
+            run.say("unproven: without a base_image, whether the disk is fresh is not ours to say")
+        if spec.identity in ("auto", "static"):
+            self.gate.open_for_static()
+        try:
+            if standby is None:
+                await run.machine.start()
+            else:
+                await run.machine.wake(run, self.identify, secrets)
+            self._check_wanted()
+        except LatentvirtError as error:
+            self.forget(run)
+            if standby is None or isinstance(error, (StartCancelled, HostUnreachable)):
+                raise
+            run.say(f"the VM that stood by is of no use: {error}")
+            return False
+        run.say("the VM runs; waiting for its worker to attach")
+        return True
+
+    def _check_wanted(self) -> None:
+        """Do not go on for a build that was stopped just before Buildbot would have called off its start."""
+        if self.build is not None and self.build.stopped:
+            raise StartCancelled("the build was stopped before its VM was up")
+
+    def _count_try(self) -> None:
+        if self.build is None or not self.build.requests:
+            return
+        if self.hub.count_try(self.build.requests[0].id) > TRIES_OF_A_BUILD:
+            raise TooManyTries(
+                f"this build was started {TRIES_OF_A_BUILD} times and came to nothing each time; its earlier "
+                "builds say why",
+                remedy="mend that, and rebuild",
+            )
