@@ -9,8 +9,9 @@ that what passes on the fake means something.
 """
 
 from latentvirt.testing.connection import FakeLibvirt
+from latentvirt.testing.files import FakeFile, FakePool, FakeSave
 from latentvirt.testing.guest import FakeGuest
-from latentvirt.testing.state import FakeDomain, FakeFile, FakeHostState, FakePool
+from latentvirt.testing.state import FakeDomain, FakeHostState
 from latentvirt.testing.trouble import Hang, libvirt_error
 
 __all__ = [
@@ -20,6 +21,7 @@ __all__ = [
     "FakeHostState",
     "FakeLibvirt",
     "FakePool",
+    "FakeSave",
     "Hang",
     "libvirt_error",
 ]

@@ -12,7 +12,10 @@ from lxml import etree
 
 from latentvirt.testing import defaults
 from latentvirt.testing.domain import VirDomain
-from latentvirt.testing.state import FakeDomain, FakeHostState, FakePool
+from latentvirt.testing.files import FakePool
+from latentvirt.testing.guest import FakeGuest
+from latentvirt.testing.saving import check_target, read_saved, restored_guest
+from latentvirt.testing.state import FakeDomain, FakeHostState
 from latentvirt.testing.storage import VirPool, VirVolume, volume_at
 from latentvirt.testing.streams import FakeStream
 from latentvirt.testing.trouble import libvirt_error
@@ -149,24 +152,58 @@ class VirConnect:
         if not name:
             raise libvirt_error(libvirt.VIR_ERR_NO_NAME, "missing name information")
         uuid = root.findtext("uuid") or str(uuids.uuid4())
-        with self.host.lock:
-            domain = self._place_for(name, uuid)
-            self._see_disks(root)
-            domain.live = defaults.normalised(xml, uuid=uuid, id=self.host.next_id())
-            domain.state, domain.reason = libvirt.VIR_DOMAIN_PAUSED, libvirt.VIR_DOMAIN_PAUSED_STARTING_UP
-            domain.disk_errors = {}
-            domain.guest = self.host.guests(domain)
-            domain.guest.domain = domain
-            self.host.domains[uuid] = domain
-        self.host.tell(
-            libvirt.VIR_DOMAIN_EVENT_ID_LIFECYCLE,
-            domain,
-            libvirt.VIR_DOMAIN_EVENT_STARTED,
-            libvirt.VIR_DOMAIN_EVENT_STARTED_BOOTED,
-        )
+        domain = self._begin(xml, name, uuid, libvirt.VIR_DOMAIN_PAUSED_STARTING_UP, self.host.guests)
+        self._tell(domain, libvirt.VIR_DOMAIN_EVENT_STARTED, libvirt.VIR_DOMAIN_EVENT_STARTED_BOOTED)
         if not flags & libvirt.VIR_DOMAIN_START_PAUSED:
             domain.resume()
         return VirDomain(self, domain)
+
+    def saveImageGetXMLDesc(self, path: str, flags: int = 0) -> str:
+        self.meet("saveImageGetXMLDesc")
+        return read_saved(self.host, path).xml
+
+    def restoreFlags(self, path: str, xml: str | None, flags: int = 0) -> int:
+        self.meet("restoreFlags")
+        saved = read_saved(self.host, path)
+        wanted = xml or saved.xml
+        root = _read(wanted, "domain_definition")
+        check_target(saved, root)
+        name, uuid = root.findtext("name") or "", root.findtext("uuid") or ""
+        with self.host.lock:
+            self._place_for(name, uuid)
+        if not saved.whole:
+            raise libvirt_error(
+                libvirt.VIR_ERR_INTERNAL_ERROR,
+                "internal error: qemu unexpectedly closed the monitor: qemu-system-x86_64: load of migration "
+                "failed: Input/output error",
+            )
+        paused = libvirt.VIR_DOMAIN_PAUSED_MIGRATION
+        domain = self._begin(wanted, name, uuid, paused, lambda _: restored_guest(saved))
+        self._tell(domain, libvirt.VIR_DOMAIN_EVENT_STARTED, libvirt.VIR_DOMAIN_EVENT_STARTED_RESTORED)
+        if flags & libvirt.VIR_DOMAIN_SAVE_PAUSED:
+            self._tell(
+                domain, libvirt.VIR_DOMAIN_EVENT_SUSPENDED, libvirt.VIR_DOMAIN_EVENT_SUSPENDED_RESTORED
+            )
+        else:
+            domain.resume()
+        return 0
+
+    def _begin(
+        self, xml: str, name: str, uuid: str, reason: int, guests: Callable[[FakeDomain], FakeGuest]
+    ) -> FakeDomain:
+        with self.host.lock:
+            domain = self._place_for(name, uuid)
+            self._see_disks(_read(xml, "domain_definition"))
+            domain.live = defaults.normalised(xml, uuid=uuid, id=self.host.next_id())
+            domain.state, domain.reason = libvirt.VIR_DOMAIN_PAUSED, reason
+            domain.disk_errors = {}
+            domain.guest = guests(domain)
+            domain.guest.domain = domain
+            self.host.domains[uuid] = domain
+            return domain
+
+    def _tell(self, domain: FakeDomain, event: int, detail: int) -> None:
+        self.host.tell(libvirt.VIR_DOMAIN_EVENT_ID_LIFECYCLE, domain, event, detail)
 
     def _place_for(self, name: str, uuid: str) -> FakeDomain:
         same_uuid, same_name = self.host.domains.get(uuid), self.host.domain(name)
@@ -196,6 +233,14 @@ class VirConnect:
                     f"Cannot access storage file '{path}' (as uid:0, gid:0): No such file or directory",
                     errno=2,
                 )
+        for source in (
+            *root.iterfind("devices/disk/source[@file]"),
+            *root.iterfind("devices/disk//backingStore/source[@file]"),
+        ):
+            # libvirt gives files to QEMU's user, unless it is told to leave them alone.
+            file = self.host.files.get(source.get("file", ""))
+            if file is not None and source.find("seclabel[@relabel='no']") is None:
+                file.touch(modified=False)
 
     def newStream(self, flags: int = 0) -> FakeStream:
         return FakeStream(self, self.host.post)
@@ -271,6 +316,18 @@ class VirConnect:
                 libvirt.VIR_ERR_NO_NETWORK, f"Network not found: no network with matching name '{name}'"
             )
         return VirNetwork(self, name)
+
+    def getLibVersion(self) -> int:
+        self.meet("getLibVersion")
+        return self.host.libvirt_version
+
+    def getVersion(self) -> int:
+        self.meet("getVersion")
+        return self.host.hypervisor_version
+
+    def getMemoryStats(self, cell: int, flags: int = 0) -> dict[str, int]:
+        self.meet("getMemoryStats")
+        return dict(self.host.memory)
 
     def getCapabilities(self) -> str:
         self.meet("getCapabilities")

@@ -48,6 +48,27 @@ def normalised(xml: str, *, uuid: str, id: int | None) -> str:
     return etree.tostring(root, encoding="unicode")
 
 
+def dormant(xml: str) -> str:
+    """Take out of a live domain's XML what is of that run only.
+
+    Args:
+        xml: as `normalised` has it for a run.
+    """
+    root = etree.fromstring(xml)
+    root.attrib.pop("id", "")
+    for console in root.iterfind("devices/console"):
+        console.attrib.pop("tty", "")
+    for source in root.iterfind("devices/disk/source"):
+        source.attrib.pop("index", "")
+    for channel in root.iterfind("devices/channel"):
+        for source in channel.findall("source"):
+            channel.remove(source)
+    for device in root.iterfind("devices/*"):
+        for alias in device.findall("alias"):
+            device.remove(alias)
+    return etree.tostring(root, encoding="unicode")
+
+
 def _liven(root: etree._Element, id: int) -> None:
     for number, device in enumerate(root.iterfind("devices/*")):
         if device.tag != "emulator" and device.find("alias") is None:

@@ -8,6 +8,7 @@ import libvirt
 from lxml import etree
 
 from latentvirt.testing.guest import CONSOLE
+from latentvirt.testing.saving import save
 from latentvirt.testing.state import FakeDomain
 from latentvirt.testing.streams import FakeStream
 from latentvirt.testing.trouble import libvirt_error
@@ -89,6 +90,16 @@ class VirDomain:
                 "Requested operation is not valid: domain is already running",
             )
         domain.resume()
+        return 0
+
+    def suspend(self) -> int:
+        domain = self._running("suspend")
+        if domain.state != libvirt.VIR_DOMAIN_PAUSED:
+            domain.pause()
+        return 0
+
+    def saveFlags(self, path: str, xml: str | None, flags: int = 0) -> int:
+        save(self._running("saveFlags"), path)
         return 0
 
     def shutdown(self) -> int:

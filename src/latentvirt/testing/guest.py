@@ -22,14 +22,26 @@ class FakeGuest:
         console: lines that it writes when it boots.
         says_ready: whether it asks who it is, as the guest helper does.
         powers_off: whether it obeys the power button.
+        can: what it says that it understands.
+        mute_after_thaw: whether it does not answer any more after it was saved and restored.
     """
 
     def __init__(
-        self, *, console: Sequence[str] = ("booting",), says_ready: bool = False, powers_off: bool = True
+        self,
+        *,
+        console: Sequence[str] = ("booting",),
+        says_ready: bool = False,
+        powers_off: bool = True,
+        can: Sequence[str] = ("freeze",),
+        mute_after_thaw: bool = False,
     ) -> None:
         self.console = tuple(console)
         self.says_ready = says_ready
         self.powers_off = powers_off
+        self.can = tuple(can)
+        self.mute_after_thaw = mute_after_thaw
+        self.thaws = 0
+        """How often it was restored."""
         self.identity: dict[str, Any] | None = None
         """What the host told it, once it has."""
         self.domain: FakeDomain | None = None
@@ -39,13 +51,17 @@ class FakeGuest:
         """Begin to run."""
         self.write_console("".join(f"{line}\r\n" for line in self.console).encode())
         if self.says_ready:
-            self.say("ready", helper="fake", system="fake")
+            self.say("ready", helper="fake", system="fake", **({"can": list(self.can)} if self.can else {}))
 
     def on_channel(self, data: bytes) -> None:
         """Hear the host."""
         *lines, self._heard = (self._heard + data).split(b"\n")
         for line in lines:
             said = json.loads(line)
+            if self.thaws and self.mute_after_thaw:
+                continue
+            if said.get("say") == "freeze" and "freeze" in self.can:
+                self.say("frozen")
             if said.get("say") == "identity":
                 self.identity = said
                 self.say("attaching")
@@ -65,6 +81,6 @@ class FakeGuest:
         if self.domain is not None:
             self.domain.port(CHANNEL).from_guest(data)
 
-    def say(self, what: str, **more: str) -> None:
+    def say(self, what: str, **more: object) -> None:
         """Say something in the channel's protocol."""
         self.write_channel(json.dumps({"latentvirt": 1, "say": what, **more}).encode() + b"\n")

@@ -15,45 +15,14 @@ import libvirt
 from lxml import etree
 
 from latentvirt.testing import defaults
+from latentvirt.testing.files import FakeFile, FakePool
 from latentvirt.testing.guest import CONSOLE, FakeGuest
 from latentvirt.testing.streams import UNREAD_BYTES, FakePort
 from latentvirt.testing.trouble import Trouble
 
 logger = logging.getLogger(__name__)
 
-GIB = 1024**3
-
-
-@attrs.define(kw_only=True)
-class FakeFile:
-    """A file on the host.
-
-    Args:
-        format: ``qcow2``, ``raw``...
-        capacity: bytes that a guest sees.
-        backing: path that it stands on.
-        backing_format: that one's format, if the file says.
-        mode: its permissions.
-    """
-
-    format: str = "qcow2"
-    capacity: int = GIB
-    backing: str | None = None
-    backing_format: str | None = None
-    mode: str = "0644"
-
-
-@attrs.define(kw_only=True)
-class FakePool:
-    """A directory pool; ``seen`` is what it knows of its directory."""
-
-    name: str
-    path: str
-    uuid: str = attrs.field(factory=lambda: str(uuids.uuid4()))
-    active: bool = False
-    persistent: bool = False
-    mode: str = "0755"
-    seen: set[str] = attrs.field(factory=set)
+GIB_IN_KIB = 1024**2
 
 
 @attrs.define(eq=False, kw_only=True)
@@ -70,6 +39,7 @@ class FakeDomain:
     disk_errors: dict[str, int] = attrs.field(factory=dict)
     guest: FakeGuest | None = None
     _ports: dict[str, FakePort] = attrs.field(factory=dict)
+    _unheard: list[bytes] = attrs.field(factory=list)
 
     @property
     def active(self) -> bool:
@@ -86,20 +56,45 @@ class FakeDomain:
 
     def _to_guest(self, name: str) -> Callable[[bytes], object]:
         def take(data: bytes) -> None:
-            if self.guest is not None and name != CONSOLE:
-                self.guest.on_channel(data)
+            if name == CONSOLE:
+                return
+            self._unheard.append(data)
+            self._hear()
 
         return take
+
+    def _hear(self) -> None:
+        """Give the guest what was written to its channel, once it runs."""
+        while self.state == libvirt.VIR_DOMAIN_RUNNING and self._unheard:
+            data = self._unheard.pop(0)
+            if self.guest is not None:
+                self.guest.on_channel(data)
 
     def resume(self) -> None:
         """Run, as by somebody's command; the guest boots when it runs for the first time."""
         with self.host.lock:
             boots = self.reason == libvirt.VIR_DOMAIN_PAUSED_STARTING_UP
             self.state, self.reason = libvirt.VIR_DOMAIN_RUNNING, libvirt.VIR_DOMAIN_RUNNING_UNPAUSED
+            for file in self.written():
+                file.touch()
         self._tell(libvirt.VIR_DOMAIN_EVENT_RESUMED, libvirt.VIR_DOMAIN_EVENT_RESUMED_UNPAUSED)
         guest = self.guest
         if boots and guest is not None:
             self.host.post(guest.on_boot)
+        self.host.post(self._hear)
+
+    def pause(self) -> None:
+        """Stand still, as by somebody's command."""
+        with self.host.lock:
+            self.state, self.reason = libvirt.VIR_DOMAIN_PAUSED, libvirt.VIR_DOMAIN_PAUSED_USER
+        self._tell(libvirt.VIR_DOMAIN_EVENT_SUSPENDED, libvirt.VIR_DOMAIN_EVENT_SUSPENDED_PAUSED)
+
+    def written(self) -> list[FakeFile]:
+        """Return the files of the disks that the guest writes to."""
+        disks = etree.fromstring(self.live or "<domain/>").iterfind("devices/disk")
+        paths = [disk.find("source[@file]") for disk in disks if disk.find("readonly") is None]
+        found = [self.host.files.get(path.get("file", "")) for path in paths if path is not None]
+        return [file for file in found if file is not None]
 
     def end(self, reason: int, detail: int) -> None:
         """Be over, for one of libvirt's reasons (VIR_DOMAIN_SHUTOFF_..., VIR_DOMAIN_EVENT_STOPPED_...)."""
@@ -108,6 +103,7 @@ class FakeDomain:
                 return
             self.live = None
             self.state, self.reason = libvirt.VIR_DOMAIN_SHUTOFF, reason
+            self._unheard = []
             if self.guest is not None:
                 self.guest.domain = None
             ports, self._ports = self._ports, {}
@@ -164,6 +160,9 @@ class FakeHostState:
         pools: by name.
         networks: by name: the host's address there, None for a network without one.
         guests: makes the guest of a domain that is created.
+        memory: as libvirt tells it, in KiB.
+        libvirt_version: as libvirt numbers it; so does `hypervisor_version`.
+        full: whether its disk has no room left.
     """
 
     def __init__(self, uri: str) -> None:
@@ -178,6 +177,14 @@ class FakeHostState:
         self.guests: Callable[[FakeDomain], FakeGuest] = lambda domain: FakeGuest()
         self.capabilities = defaults.CAPABILITIES
         self.domain_capabilities = defaults.DOMAIN_CAPABILITIES
+        self.memory = {
+            "total": 16 * GIB_IN_KIB,
+            "free": 6 * GIB_IN_KIB,
+            "buffers": 0,
+            "cached": 2 * GIB_IN_KIB,
+        }
+        self.libvirt_version, self.hypervisor_version = 9_000_000, 7_002_000
+        self.full = False
         self.connections: list[Any] = []
         self.reachable = True
         self._last_id = 0

@@ -3,16 +3,19 @@
 from __future__ import annotations
 
 import posixpath
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
+import attrs
 import libvirt
 from lxml import etree
 
-from latentvirt.testing.state import FakeFile, FakePool
+from latentvirt.testing.files import FakeFile, FakePool
 from latentvirt.testing.trouble import libvirt_error
 
 if TYPE_CHECKING:
     from latentvirt.testing.connection import VirConnect
+
+NS_PER_S = 10**9
 
 
 class VirPool:
@@ -70,13 +73,18 @@ class VirPool:
                 errno=2,
             )
         pool.active = True
-        pool.seen = set(self._host.listing(pool.path))
+        self._look(pool)
 
     def refresh(self, flags: int = 0) -> int:
         pool = self._meet("refresh", active=True)
         with self._host.lock:
-            pool.seen = set(self._host.listing(pool.path))
+            self._look(pool)
         return 0
+
+    def _look(self, pool: FakePool) -> None:
+        pool.seen = {}
+        for name in self._host.listing(pool.path):
+            pool.see(name, self._host.files[posixpath.join(pool.path, name)])
 
     def destroy(self) -> int:
         with self._host.lock:
@@ -110,10 +118,7 @@ class VirPool:
     def storageVolLookupByName(self, name: str) -> VirVolume:
         pool = self._meet("storageVolLookupByName", active=True)
         if name not in pool.seen:
-            raise libvirt_error(
-                libvirt.VIR_ERR_NO_STORAGE_VOL,
-                f"Storage volume not found: no storage vol with matching name '{name}'",
-            )
+            raise no_volume("name", name)
         return VirVolume(self._connection, pool, name)
 
     def createXML(self, xml: str, flags: int = 0) -> VirVolume:
@@ -124,14 +129,49 @@ class VirPool:
         path = posixpath.join(pool.path, name)
         with self._host.lock:
             self._check_new(pool, name, path, backing)
+            format = "raw" if found is None else found.get("type", "raw")
+            if self._host.full and format != "raw":
+                raise libvirt_error(
+                    libvirt.VIR_ERR_INTERNAL_ERROR,
+                    "internal error: Child process (/usr/bin/qemu-img create) unexpected exit status 1: "
+                    f"qemu-img: {path}: Could not resize file: No space left on device",
+                )
             self._host.files[path] = FakeFile(
-                format="raw" if found is None else found.get("type", "raw"),
+                format=format,
                 capacity=int(root.findtext("capacity") or 0),
                 backing=backing,
                 backing_format=None if backing_format is None else backing_format.get("type"),
                 mode=root.findtext("target/permissions/mode") or "0600",
             )
-            pool.seen.add(name)
+            pool.see(name, self._host.files[path])
+        return VirVolume(self._connection, pool, name)
+
+    def createXMLFrom(self, xml: str, source: VirVolume, flags: int = 0) -> VirVolume:
+        pool = self._meet("createXMLFrom", active=True)
+        root = etree.fromstring(xml)
+        name = root.findtext("name") or ""
+        path = posixpath.join(pool.path, name)
+        with self._host.lock:
+            original = self._host.files.get(source.path())
+            if original is None:
+                raise no_volume("path", source.path())
+            if name in pool.seen:
+                raise libvirt_error(
+                    libvirt.VIR_ERR_INTERNAL_ERROR,
+                    f"internal error: storage volume name '{name}' already in use.",
+                )
+            self._check_new(pool, name, path, None)
+            if self._host.full:
+                raise libvirt_error(
+                    libvirt.VIR_ERR_SYSTEM_ERROR,
+                    f"cannot extend file '{path}': No space left on device",
+                    errno=28,
+                )
+            self._host.files[path] = attrs.evolve(
+                original, mode=root.findtext("target/permissions/mode") or "0600"
+            )
+            self._host.files[path].touch()
+            pool.see(name, self._host.files[path])
         return VirVolume(self._connection, pool, name)
 
     def _check_new(self, pool: FakePool, name: str, path: str, backing: str | None) -> None:
@@ -162,10 +202,7 @@ class VirVolume:
         self._connection.meet(f"volume.{method}")
         path = posixpath.join(self._pool.path, self._name)
         if self._name not in self._pool.seen:
-            raise libvirt_error(
-                libvirt.VIR_ERR_NO_STORAGE_VOL,
-                f"Storage volume not found: no storage vol with matching key {path}",
-            )
+            raise no_volume("key", path)
         return path
 
     def path(self) -> str:
@@ -178,21 +215,28 @@ class VirVolume:
     def delete(self, flags: int = 0) -> int:
         path = self._meet("delete")
         with self._connection.host.lock:
-            self._pool.seen.discard(self._name)
+            self._pool.seen.pop(self._name, None)
             self._connection.host.files.pop(path, None)
         return 0
 
     def XMLDesc(self, flags: int = 0) -> str:
         path = self._meet("XMLDesc")
-        file = self._connection.host.files[path]
+        file, seen = self._connection.host.files.get(path), self._pool.seen[self._name]
+        if file is None:
+            raise no_volume("path", path)
+        capacity = file.length if seen.format == "raw" else file.capacity
         backing = ""
-        if file.backing is not None:
-            format = f"<format type='{file.backing_format}'/>" if file.backing_format else ""
-            backing = f"<backingStore><path>{file.backing}</path>{format}</backingStore>"
+        if seen.backing is not None:
+            format = f"<format type='{seen.backing_format}'/>" if seen.backing_format else ""
+            backing = f"<backingStore><path>{seen.backing}</path>{format}</backingStore>"
         return (
-            f"<volume type='file'><name>{self._name}</name><capacity unit='bytes'>{file.capacity}</capacity>"
-            f"<target><path>{path}</path><format type='{file.format}'/><permissions><mode>{file.mode}</mode>"
-            f"<owner>0</owner><group>0</group></permissions></target>{backing}</volume>"
+            f"<volume type='file'><name>{self._name}</name><capacity unit='bytes'>{capacity}</capacity>"
+            f"<allocation unit='bytes'>{file.length}</allocation>"
+            f"<physical unit='bytes'>{file.length}</physical>"
+            f"<target><path>{path}</path><format type='{seen.format}'/><permissions><mode>{file.mode}</mode>"
+            "<owner>0</owner><group>0</group></permissions><timestamps>"
+            f"<mtime>{_seconds(file.modified)}</mtime><ctime>{_seconds(file.changed)}</ctime>"
+            f"</timestamps></target>{backing}</volume>"
         )
 
 
@@ -203,7 +247,16 @@ def volume_at(connection: VirConnect, path: str) -> VirVolume:
         for pool in connection.host.pools.values():
             if pool.active and pool.path == folder and name in pool.seen:
                 return VirVolume(connection, pool, name)
-    raise libvirt_error(
+    raise no_volume("path", path)
+
+
+def no_volume(by: str, what: str) -> Any:
+    """Make the error of a volume that is not there; the fake's own."""
+    return libvirt_error(
         libvirt.VIR_ERR_NO_STORAGE_VOL,
-        f"Storage volume not found: no storage vol with matching path '{path}'",
+        f"Storage volume not found: no storage vol with matching {by} '{what}'",
     )
+
+
+def _seconds(nanoseconds: int) -> str:
+    return f"{nanoseconds // NS_PER_S}.{nanoseconds % NS_PER_S:09}"
