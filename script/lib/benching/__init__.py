@@ -1,0 +1,1 @@
+"""What the benchmarks of starts share: images, master, peers, figures and their pictures."""

@@ -1,0 +1,201 @@
+"""What the benchmarks of starts make of their measurements."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+from xml.etree import ElementTree
+
+import pytest
+
+LIB = Path(__file__).resolve().parent.parent / "script" / "lib"
+sys.path.insert(0, str(LIB))
+
+from benching.figures import (  # noqa: E402
+    LEAST,
+    MOST,
+    Sample,
+    Target,
+    paired_differences,
+    result_of,
+    summary,
+    targets_of,
+)
+from benching.plot import plot  # noqa: E402
+from benching.processors import Usage, others_share  # noqa: E402
+from benching.rawqemu import command_of_libvirt  # noqa: E402
+from benching.stage import parts_of, tiers_of  # noqa: E402
+
+SVG = "{http://www.w3.org/2000/svg}"
+FROZEN = {"stock": {"raw": 240, "latentvirt": 200}, "tuned": {"raw": 150, "latentvirt": 110}}
+
+
+def samples(image: str = "stock", **totals: list[float]) -> list[Sample]:
+    """Make samples of a few rounds of each tier."""
+    return [
+        Sample(image, tier, number, total, {"boot": total / 2, "attach": total / 2})
+        for tier, rounds in totals.items()
+        for number, total in enumerate(rounds, 1)
+    ]
+
+
+def everything() -> list[Sample]:
+    """Make samples of all tiers of both images."""
+    tiers = {
+        "in_tree": [18.0, 17.0, 19.0],
+        "raw_boot": [16.0, 17.0, 15.0],
+        "boot": [16.5, 17.6, 15.4],
+        "raw_thaw": [0.7, 0.8, 0.75],
+        "thaw": [0.9, 1.1, 0.95],
+        "standby": [0.3, 0.4, 0.35],
+    }
+    tuned = {tier: [total / 2 for total in totals] for tier, totals in tiers.items()}
+    return samples("stock", **tiers) + samples("tuned", **tuned)
+
+
+def test_the_result_has_the_keys_that_others_read() -> None:
+    """Whoever reads the JSON finds medians by image and tier, and what ours lose against their floors."""
+    result = json.loads(json.dumps(result_of(everything(), FROZEN)))
+    for section in ("start", "start_tuned"):
+        assert list(result[section]) == ["in_tree", "raw_boot", "boot", "raw_thaw", "thaw", "standby"]
+        assert {tier for tier in result[section] if "over_floor_s" in result[section][tier]} == {
+            "boot",
+            "thaw",
+        }
+    assert result["start"]["in_tree"]["median_s"] == 18.0
+    assert result["start_tuned"]["in_tree"]["median_s"] == 9.0
+    assert result["start"]["thaw"]["phases_s"] == {"boot": 0.475, "attach": 0.475}
+    assert result["frozen_bytes"] == FROZEN
+
+
+def test_an_image_that_was_not_measured_is_left_out() -> None:
+    """A run with one image says nothing of the other."""
+    assert set(result_of(samples(boot=[1.0]), {})) == {"start", "frozen_bytes"}
+
+
+def test_the_floor_is_compared_within_each_round() -> None:
+    """A slow minute of the machine that hits both of a pair does not count against latentvirt."""
+    noisy = samples(raw_thaw=[1.0, 5.0, 1.2], thaw=[1.1, 5.2, 1.5])
+    assert paired_differences(noisy, "thaw", "raw_thaw") == pytest.approx([0.1, 0.2, 0.3])
+    assert result_of(noisy, {})["start"]["thaw"]["over_floor_s"] == pytest.approx(0.2)
+
+
+def test_a_round_without_its_floor_is_no_pair() -> None:
+    """A round that was broken off does not spoil the comparison."""
+    assert paired_differences(samples(raw_thaw=[1.0], thaw=[1.5, 9.0]), "thaw", "raw_thaw") == [0.5]
+    assert "over_floor_s" not in result_of(samples(thaw=[1.0]), {})["start"]["thaw"]
+
+
+def test_spread_is_told_by_quartiles() -> None:
+    """One outlier moves neither the median nor the quartiles, and is seen in the maximum."""
+    figures = summary([1.0, 2.0, 3.0, 4.0, 100.0])
+    assert figures == {"median_s": 3.0, "q1_s": 2.0, "q3_s": 4.0, "min_s": 1.0, "max_s": 100.0}
+    assert summary([2.5])["q1_s"] == summary([2.5])["q3_s"] == 2.5
+
+
+def test_targets_are_held_to_the_figures() -> None:
+    """Each wanted ratio is the one that its name says, and is met or missed by its limit."""
+    found = {target.what: target for target in targets_of(result_of(everything(), FROZEN))}
+    values = {what: target.value for what, target in found.items()}
+    assert values == {
+        "in_tree / thaw": pytest.approx(18 / 0.95),
+        "in_tree / standby": pytest.approx(18 / 0.35),
+        "thaw over its floor": pytest.approx(0.2),
+        "boot over its floor": pytest.approx(0.5),
+        "boot, tuned / stock": pytest.approx(0.5),
+        "frozen file, tuned / stock": pytest.approx(0.55),
+    }
+    assert all(target.met for target in found.values())
+    assert Target("x", 15.1, MOST, 15).met is False
+    assert Target("x", 14.9, LEAST, 15).met is False
+
+
+def test_what_was_not_measured_is_neither_met_nor_missed() -> None:
+    """A run of a few tiers does not fail for the others."""
+    assert {target.met for target in targets_of(result_of(samples(raw_boot=[1.0]), {}))} == {None}
+
+
+def test_the_drawing_is_svg_whose_longer_bars_took_longer() -> None:
+    """The documentation's picture shows each tier's median as text, and as a bar in proportion."""
+    root = ElementTree.fromstring(plot(result_of(everything(), FROZEN)))
+    texts = [element.text for element in root.iter(f"{SVG}text")]
+    assert {"stock image", "tuned image", "18.00 s", "0.35 s", "latentvirt, thaw"} <= set(texts)
+    bars = [element for element in root.iter(f"{SVG}rect") if element.get("x") != "0"]
+    widths = [float(bar.get("width", "")) for bar in bars[:6]]
+    in_tree, raw_boot, boot, raw_thaw, thaw, standby = widths
+    assert in_tree > boot > raw_boot > thaw > raw_thaw > standby > 0
+
+
+def test_a_result_can_be_drawn_again(tmp_path: Path) -> None:
+    """The picture in the documentation can be made of a stored result, without measuring anew."""
+    stored, drawn = tmp_path / "result.json", tmp_path / "plot.svg"
+    stored.write_text(json.dumps(result_of(everything(), FROZEN)))
+    command = [sys.executable, str(LIB / "bench_start.py"), "--draw", str(stored), "--svg", str(drawn)]
+    said = subprocess.run(command, capture_output=True, text=True, check=True).stdout
+    assert "latentvirt, standby" in said
+    assert "in_tree / thaw" in said
+    assert ElementTree.parse(drawn).getroot().tag == f"{SVG}svg"
+
+
+def test_missed_targets_fail_only_on_request(tmp_path: Path) -> None:
+    """Who looks at figures gets them; who checks them gets an exit status."""
+    stored = tmp_path / "result.json"
+    stored.write_text(json.dumps(result_of(samples(in_tree=[9.0], thaw=[1.0]), {})))
+    command = [sys.executable, str(LIB / "bench_start.py"), "--draw", str(stored)]
+    assert subprocess.run(command, capture_output=True).returncode == 0
+    checked = subprocess.run([*command, "--check"], capture_output=True, text=True)
+    assert checked.returncode == 1
+    assert "misses in_tree / thaw" in checked.stdout
+
+
+def test_the_parts_of_a_start_are_read_from_its_log() -> None:
+    """The breakdown is what the build's page says, parts that come twice added up."""
+    log = (
+        "starting a VM for w on h (start 1, slot w)\ntier freeze: there is no image yet\noverlay: 0.012 s\n"
+        "create: 0.250 s\nguest ready after 9.000 s (helper 2 on linux)\ntier thaw: from the image\n"
+        "overlay: 0.010 s\nattach console and channel: 0.004 s\nattached after 10.0 s"
+    )
+    assert parts_of(log) == {
+        "overlay": pytest.approx(0.022),
+        "create": 0.25,
+        "attach console and channel": 0.004,
+    }
+    assert tiers_of(log) == ["freeze", "thaw"]
+
+
+def test_the_floor_is_the_machine_that_libvirt_describes(tmp_path: Path) -> None:
+    """QEMU alone has libvirt's devices, and none of libvirt's files, which only libvirt could make."""
+    said = (
+        "LC_ALL=C HOME=/x /usr/bin/qemu-system-x86_64 -name guest=raw -S "
+        """-object '{"qom-type":"secret","id":"masterKey0","file":"/x/key"}' -m 512 """
+        "-chardev socket,id=charmonitor,path=/x/monitor.sock,server=on,wait=off "
+        """-netdev '{"type":"tap","fd":"24","id":"hostnet0"}' """
+        "-append 'root=/dev/vda quiet' -chardev socket,id=charchannel0,path=/x/c,server=on,wait=off"
+    )
+    sockets = [f"path={tmp_path / name},server=on,wait=off" for name in ("monitor", "channel")]
+    assert command_of_libvirt(said, tmp_path) == [
+        *("/usr/bin/qemu-system-x86_64", "-name", "guest=raw", "-m", "512"),
+        *("-chardev", f"socket,id=charmonitor,{sockets[0]}"),
+        *("-netdev", '{"type": "user", "id": "hostnet0"}'),
+        *("-append", "root=/dev/vda quiet"),
+        *("-chardev", f"socket,id=charchannel0,{sockets[1]}"),
+    ]
+
+
+def test_it_is_told_how_much_others_used_the_machine() -> None:
+    """Figures from a busy machine can be recognised as such."""
+    before, after = Usage(everybody=100.0, ours=10.0), Usage(everybody=116.0, ours=14.0)
+    assert others_share(before, after, seconds=10.0, processors=2) == pytest.approx(0.6)
+    assert others_share(before, Usage(104.0, 14.5), seconds=10.0, processors=2) == 0.0
+
+
+def test_our_own_work_is_not_taken_for_that_of_others() -> None:
+    """What the benchmark's processes use, ended ones included, counts as its own."""
+    before = Usage.now()
+    busy = "import time\nwhile time.process_time() < 0.2: pass"
+    subprocess.run([sys.executable, "-c", busy], check=True)
+    after = Usage.now()
+    assert after.ours - before.ours >= 0.15
+    assert after.everybody - before.everybody >= (after.ours - before.ours) / 2
