@@ -83,10 +83,7 @@ def delete_volume(connection: Any, pool: str, name: str) -> None:
     try:
         connection.storagePoolLookupByName(pool).storageVolLookupByName(name).delete(0)
     except libvirt.libvirtError as error:
-        if error.get_error_code() not in (
-            libvirt.VIR_ERR_NO_STORAGE_VOL,
-            libvirt.VIR_ERR_NO_STORAGE_POOL,
-        ):
+        if error.get_error_code() != libvirt.VIR_ERR_NO_STORAGE_VOL:
             raise
 
 

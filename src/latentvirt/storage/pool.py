@@ -117,7 +117,7 @@ class PoolStorage:
 
     async def delete(self, name: str) -> None:
         """Delete a file of ours."""
-        await self.host.delete_volume(self._pool, name)
+        await self._in_pool(lambda: self.host.delete_volume(self._pool, name))
 
     async def names(self) -> list[str]:
         """List what lies in the directory."""
