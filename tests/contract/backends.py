@@ -7,7 +7,7 @@ import subprocess
 import tempfile
 import uuid as uuids
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
 from typing import Any
 from xml.sax.saxutils import quoteattr
@@ -24,6 +24,9 @@ QEMU_NAMESPACE = "http://libvirt.org/schemas/domain/qemu/1.0"
 
 OWNER = "0123456789abcdef"
 OURS = Ownership(OWNER, "slot1", "0a1b2c3d4e5f")
+
+SOMEBODY = 12345
+"""A user id that is nobody's here."""
 
 DAEMON, STORAGE, STARTS = "daemon", "storage", "starts"
 """What a backend may be able to do: lose its connection; keep volumes; create paused domains with streams."""
@@ -52,6 +55,30 @@ class Backend:
 
     def listing(self, folder: str) -> list[str] | None:
         """Name what is in a folder; None if there is none."""
+        raise NotImplementedError
+
+    def write(self, path: str) -> None:
+        """Write to a file on the host."""
+        raise NotImplementedError
+
+    def give_away(self, path: str) -> None:
+        """Change the owner of a file on the host."""
+        raise NotImplementedError
+
+    def same_content(self, one: str, other: str) -> bool:
+        """Say whether two files on the host hold the same."""
+        raise NotImplementedError
+
+    def cut(self, path: str) -> None:
+        """Cut a saved domain's file in the middle."""
+        raise NotImplementedError
+
+    def garble(self, path: str) -> None:
+        """Overwrite the beginning of a saved domain's file."""
+        raise NotImplementedError
+
+    def no_room(self, path: str) -> AbstractContextManager[str]:
+        """Let the disk be full, and return the path to use for a file there."""
         raise NotImplementedError
 
     def direct(self) -> Any:
@@ -109,6 +136,7 @@ class Fake(Backend):
     ) -> str:
         """Put an image there."""
         path = f"{folder or self.images}/{name}"
+        self.host.files.pop(path, None)
         self.host.add_file(
             path,
             FakeFile(
@@ -123,6 +151,34 @@ class Fake(Backend):
     def listing(self, folder: str) -> list[str] | None:
         """Name what is there."""
         return self.host.listing(folder) if folder in self.host.folders else None
+
+    def write(self, path: str) -> None:
+        """Be written to."""
+        self.host.files[path].touch()
+
+    def give_away(self, path: str) -> None:
+        """Change the owner."""
+        self.host.files[path].touch(modified=False)
+
+    def same_content(self, one: str, other: str) -> bool:
+        """Compare what the fake knows of content."""
+        first, second = (self.host.files[path] for path in (one, other))
+        return (first.format, first.length, first.save) == (second.format, second.length, second.save)
+
+    def cut(self, path: str) -> None:
+        """Cut it in two."""
+        self.host.files[path].truncate(self.host.files[path].length // 2)
+
+    def garble(self, path: str) -> None:
+        """Garble it."""
+        self.host.files[path].corrupt()
+
+    @contextmanager
+    def no_room(self, path: str) -> Iterator[str]:
+        """Fill the disk."""
+        self.host.full = True
+        yield path
+        self.host.full = False
 
     def define(self, xml: str) -> None:
         """Define a domain."""
@@ -158,6 +214,33 @@ class Real(Backend):
     def listing(self, folder: str) -> list[str] | None:
         """Name what is there."""
         return sorted(os.listdir(folder)) if os.path.isdir(folder) else None
+
+    def write(self, path: str) -> None:
+        """Append to it."""
+        with open(path, "ab") as file:
+            file.write(b"more" * 1024)
+
+    def give_away(self, path: str) -> None:
+        """Change its owner."""
+        os.chown(path, SOMEBODY, SOMEBODY)
+
+    def same_content(self, one: str, other: str) -> bool:
+        """Compare them."""
+        return Path(one).read_bytes() == Path(other).read_bytes()
+
+    def cut(self, path: str) -> None:
+        """Cut it in two."""
+        os.truncate(path, os.stat(path).st_size // 2)
+
+    def garble(self, path: str) -> None:
+        """Overwrite what says that it is a saved domain."""
+        with open(path, "r+b") as file:
+            file.write(b"garbled")
+
+    @contextmanager
+    def no_room(self, path: str) -> Iterator[str]:
+        """Name the file that is always full."""
+        yield "/dev/full"
 
 
 class Daemon(Real):

@@ -8,9 +8,11 @@ from collections.abc import Callable, Iterator
 import pytest
 
 import reactorthread
-from contract.backends import NAMES, REAL, Backend, Fake, open_backend
+from contract.backends import NAMES, OWNER, REAL, Backend, Fake, InMemory, open_backend
 from latentvirt.config import Connection
 from latentvirt.host import Deadlines, Host
+from latentvirt.storage import Storage, open_storage
+from reactorthread import run
 
 ONLY = os.environ.get("LATENTVIRT_CONTRACT")
 """Names the one backend of this process; ``embed`` needs a process of its own (see test_embed.py)."""
@@ -26,6 +28,14 @@ def backend(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFac
     """The libvirt that the contract is held to."""
     with open_backend(request.param, tmp_path_factory.mktemp(request.param)) as opened:
         yield opened
+
+
+@pytest.fixture
+def fake(backend: Backend) -> Fake:
+    """Our own fake, for what no other libvirt can be asked to do; name it before fixtures that take long."""
+    if not isinstance(backend, Fake):
+        pytest.skip("only the fake can be asked to")
+    return backend
 
 
 @pytest.fixture
@@ -58,6 +68,26 @@ def host(backend: Backend) -> Iterator[Host]:
 
 
 @pytest.fixture
+def storage(backend: Backend, host: Host) -> Iterator[Storage]:
+    """Our storage in an image folder with a base image; its files are gone afterwards."""
+    if isinstance(backend, InMemory):
+        pytest.skip("this libvirt has no directories")
+    backend.add_image("base.qcow2")
+    opened = open_storage(host, OWNER, backend.images)
+    run(opened.prepare())
+    yield opened
+
+    async def clear() -> None:
+        await opened.prepare()
+        for name in await opened.names():
+            await opened.delete(name)
+        await opened.remove()
+
+    run(clear())
+    assert backend.listing(opened.directory) is None
+
+
+@pytest.fixture
 def hasty() -> Deadlines:
     """Deadlines that a test has the patience for."""
-    return Deadlines(open=0.3, call=0.3, create=0.3, storage=0.3)
+    return Deadlines(open=0.3, call=0.3, create=0.3, storage=0.3, save=0.3)

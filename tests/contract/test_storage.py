@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import posixpath
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
+from xml.sax.saxutils import escape
 
 import pytest
 from twisted.internet import defer
@@ -12,7 +13,7 @@ from contract.backends import OURS, OWNER, STORAGE, Backend, Embed, InMemory
 from latentvirt.domainxml import Layer
 from latentvirt.errors import AlreadyExists, HostError, ImageError, NotFound
 from latentvirt.host import Host
-from latentvirt.names import FileName, Lease, directory_name
+from latentvirt.names import FileName, Lease, directory_name, pool_name
 from latentvirt.storage import Storage, backing_chain, open_storage
 from reactorthread import run
 
@@ -21,26 +22,6 @@ Able = Callable[..., None]
 NAME = FileName(OURS.slot, OURS.start, "overlay", "vda")
 VARS = FileName(OURS.slot, OURS.start, "vars", "nvram")
 MIB = 1024**2
-
-
-@pytest.fixture
-def storage(backend: Backend, host: Host) -> Iterator[Storage]:
-    """Our storage in an image folder with a base image; its files are gone afterwards."""
-    if isinstance(backend, InMemory):
-        pytest.skip("this libvirt has no directories")
-    backend.add_image("base.qcow2")
-    opened = open_storage(host, OWNER, backend.images)
-    run(opened.prepare())
-    yield opened
-
-    async def clear() -> None:
-        await opened.prepare()
-        for name in await opened.names():
-            await opened.delete(name)
-        await opened.remove()
-
-    run(clear())
-    assert backend.listing(opened.directory) is None
 
 
 def _base(backend: Backend) -> Layer:
@@ -200,6 +181,86 @@ def test_a_chain_is_followed_to_its_end(backend: Backend, storage: Storage) -> N
     chain = run(backing_chain(storage, top, None, host=backend.uri, role="base image"))
     assert chain.layers == (Layer(top, "qcow2"), _base(backend))
     assert chain.capacity == MIB
+
+
+def test_a_replaced_image_is_seen_at_once(backend: Backend, storage: Storage, able: Able) -> None:
+    """An image that was replaced is seen for what it is now, also in a pool of the person's own."""
+    able(STORAGE)
+    folder = f"{backend.images}/theirs"
+    path = backend.add_image("replaced.qcow2", folder=folder)
+    xml = f"<pool type='dir'><name>theirs</name><target><path>{escape(folder)}</path></target></pool>"
+    pool = backend.direct().storagePoolCreateXML(xml, 0)
+    try:
+        before = run(storage.image(path))
+        assert run(storage.image(path)) == before
+        assert before.backing is None
+        backend.add_image("replaced.qcow2", folder=folder, backing=_base(backend).path)
+        after = run(storage.image(path))
+        assert after.backing == _base(backend).path
+        assert after.stamp != before.stamp
+    finally:
+        pool.destroy()
+
+
+def test_a_written_file_is_told_from_one_that_was_not(backend: Backend, storage: Storage) -> None:
+    """A write to a file of ours is seen, a change of its owner is told from it, a look changes nothing."""
+    path = run(storage.create_overlay(NAME, _base(backend), MIB))
+    assert path == storage.path_of(NAME)
+    modified, stamp = run(storage.modified(NAME)), run(storage.image(path)).stamp
+    assert (run(storage.modified(NAME)), run(storage.image(path)).stamp) == (modified, stamp)
+    assert run(storage.image(path)).modified == modified
+    backend.give_away(path)
+    assert run(storage.modified(NAME)) == modified
+    assert run(storage.image(path)).stamp != stamp
+    backend.write(path)
+    assert run(storage.modified(NAME)) != modified
+
+
+def test_the_size_of_a_file(backend: Backend, storage: Storage) -> None:
+    """A file of ours takes as much room as is written, not as much as its guest sees."""
+    run(storage.create_overlay(NAME, _base(backend), 1024 * MIB))
+    run(storage.create_empty(VARS))
+    assert 0 < run(storage.size(str(NAME))) < 4 * MIB
+    assert run(storage.size(str(VARS))) == 0
+
+
+def test_a_file_that_is_not_there(storage: Storage) -> None:
+    """A file of ours that somebody removed is NotFound to look at and to copy."""
+    for looking in (storage.modified(NAME), storage.size(str(NAME)), storage.copy(NAME, VARS)):
+        with pytest.raises(NotFound):
+            run(looking)
+    with pytest.raises(NotFound):
+        run(storage.image(storage.path_of(NAME)))
+    assert run(storage.names()) == []
+
+
+def test_a_copy_of_a_file(backend: Backend, storage: Storage) -> None:
+    """UEFI variables are copied with their content, closed to others, and never over what is there."""
+    backend.write(run(storage.create_empty(VARS)))
+    target = FileName(OURS.slot, "ffffffffffff", "vars", "nvram")
+    path = run(storage.copy(VARS, target))
+    assert path == storage.path_of(target)
+    assert backend.same_content(storage.path_of(VARS), path)
+    assert "0600" in run(storage.image(path)).owner
+    with pytest.raises(AlreadyExists):
+        run(storage.copy(VARS, target))
+    run(storage.delete(str(VARS)))
+    assert run(storage.names()) == [str(target)]
+
+
+def test_files_are_found_after_the_pool_was_stopped(backend: Backend, storage: Storage, able: Able) -> None:
+    """A host that was booted has our files and not our pool: they are found, and more can be made."""
+    able(STORAGE)
+    path = run(storage.create_overlay(NAME, _base(backend), MIB))
+    modified = run(storage.modified(NAME))
+    for used in (
+        lambda: storage.modified(NAME),
+        lambda: storage.image(path),
+        lambda: storage.copy(NAME, VARS),
+    ):
+        backend.direct().storagePoolLookupByName(pool_name(OWNER, backend.images)).destroy()
+        run(used())  # type: ignore[no-untyped-call]
+    assert run(storage.modified(NAME)) == modified
 
 
 def test_overlays_are_made_while_the_directory_is_listed(backend: Backend, storage: Storage) -> None:
