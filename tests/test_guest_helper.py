@@ -388,7 +388,46 @@ def linux(guest: ModuleType, tmp_path: Path) -> Any:
     system._sshd_pid = str(tmp_path / "sshd.pid")
     system._machine_ids = (str(tmp_path / "machine-id"), str(tmp_path / "dbus"))
     system._leases = str(tmp_path / "leases")
+    system._drop_caches = str(tmp_path / "drop_caches")
+    system._systemd = str(tmp_path / "systemd")
+    system._cards = str(tmp_path / "net")
     return system
+
+
+def test_a_guest_is_frozen_when_it_has_booted(
+    linux: Any, guest: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A memory image is taken after the end of the boot, and without what only fills it."""
+    (tmp_path / "systemd").mkdir()
+    asked: list[list[str]] = []
+    monkeypatch.setattr(guest.subprocess, "run", lambda command, **_: asked.append(command))
+    guest.prepare_freeze(linux, guest.Generators())
+    assert asked == [["systemctl", "is-system-running", "--wait"]]
+    assert (tmp_path / "drop_caches").read_text() == "3"
+
+
+def test_a_boot_without_end_is_frozen_all_the_same(
+    linux: Any,
+    guest: ModuleType,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    """A service that never starts, and a network that never comes, do not keep a guest from its freeze."""
+    (tmp_path / "systemd").mkdir()
+    (tmp_path / "net" / "eth0").mkdir(parents=True)
+    monkeypatch.setattr(guest, "BOOT_WAIT_S", 0.0)
+    monkeypatch.setattr(linux, "_has_route", lambda: False)
+
+    def endless(command: list[str], **_: object) -> None:
+        raise subprocess.TimeoutExpired(command, 0)
+
+    monkeypatch.setattr(guest.subprocess, "run", endless)
+    guest.prepare_freeze(linux, guest.Generators())
+    told = capsys.readouterr().out
+    assert "before the end of the boot" in told
+    assert "no network" in told
+    assert (tmp_path / "drop_caches").exists()
 
 
 def test_new_host_keys_of_the_kinds_that_there_were(linux: Any, tmp_path: Path) -> None:
@@ -510,6 +549,27 @@ def test_the_port_is_known_by_its_name(guest: ModuleType, tmp_path: Path) -> Non
     system = guest.Linux()
     system._ports = str(tmp_path)
     assert system.port_path() == "/dev/vport0p2"
+
+
+def test_the_worker_connects_when_there_is_a_route(
+    guest: ModuleType, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A worker whose network comes late connects as soon as it is there, and tries as well without one."""
+    assert guest.has_route("127.0.0.1", 9989)
+    assert guest.has_route("master.example", 9989)
+    assert not guest.has_route("255.255.255.255", 9989)  # refused, as an address without a route is
+    clock = Clock()
+    monkeypatch.setattr(guest.time, "monotonic", clock)
+    monkeypatch.setattr(guest.time, "sleep", clock.read)
+    who = guest.Identity("n", "p", "10.0.2.2", 9989)
+    answers = [False, False, True]
+    monkeypatch.setattr(guest, "has_route", lambda host, port: answers.pop(0))
+    guest.wait_for_route(who)
+    assert answers == []
+    assert clock.now == 2 * guest.ROUTE_POLL_S
+    monkeypatch.setattr(guest, "has_route", lambda host, port: False)
+    guest.wait_for_route(who)
+    assert clock.now < 2 * guest.ROUTE_WAIT_S
 
 
 @pytest.fixture

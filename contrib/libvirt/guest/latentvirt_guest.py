@@ -46,7 +46,7 @@ FROZEN_IDLE_S = 0.01
 """The same where a host that freezes us comes back at any moment."""
 FREEZE_QUIET_S = 2.0
 """For how long a guest that is ready to be frozen says nothing; the time that it is frozen does not count."""
-BOOT_WAIT_S = 30.0
+BOOT_WAIT_S = 20.0
 """How long to wait, before we are frozen, for the rest of the boot: else each thaw would go through it."""
 BOOT_POLL_S = 0.2
 PORT_GRACE_S = 2.0
@@ -57,7 +57,10 @@ HOSTNAME_WAIT_S = 60.0
 CLOCK_TOLERANCE_S = 0.05
 KEYGEN_WAIT_S = 10
 KEEPALIVE_S = 600
-RETRY_FIRST_S, RETRY_MOST_S, RETRY_FACTOR = 0.1, 2.0, 1.5
+ROUTE_WAIT_S = 10.0
+"""How long to wait for a route to the master; connecting without one would only make the next try later."""
+ROUTE_POLL_S = 0.02
+RETRY_FIRST_S, RETRY_MOST_S, RETRY_FACTOR = 0.1, 1.0, 1.5
 
 RENEWABLE = ("ssh", "dhcp", "machine-id")
 RENEWED = ("ssh", "dhcp")
@@ -235,32 +238,33 @@ class Linux(System):
 
     def prepare_freeze(self) -> None:
         until = time.monotonic() + BOOT_WAIT_S
-        while not (self._has_booted() and self._has_route()):
+        self._wait_for_boot(BOOT_WAIT_S)
+        while not self._has_route():
             if time.monotonic() > until:
-                note(f"the boot, or the network, is not done after {BOOT_WAIT_S:.0f} s; frozen as it is")
+                note(f"there is no network after {BOOT_WAIT_S:.0f} s; frozen without one")
                 break
             time.sleep(BOOT_POLL_S)
         os.sync()
         with open(self._drop_caches, "w", encoding="ascii") as file:
             file.write("3")
 
-    def _has_booted(self) -> bool:
+    def _wait_for_boot(self, wait_s: float) -> None:
         if not os.path.isdir(self._systemd):
-            return True
-        asked = subprocess.run(
-            ["systemctl", "is-system-running"], capture_output=True, text=True, check=False
-        )
-        return asked.stdout.strip() not in ("initializing", "starting")
+            return
+        command = ["systemctl", "is-system-running", "--wait"]
+        try:
+            subprocess.run(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, timeout=wait_s)
+        except (OSError, subprocess.TimeoutExpired) as error:
+            note(f"frozen before the end of the boot: {error}")
 
     def _has_route(self) -> bool:
-        """Whether there is a way to the outside; true as well where there is no network card."""
+        """Whether any network is configured; true as well where there is no network card."""
         if _listdir(self._cards) in ([], ["lo"]):
             return True
-        ipv4 = ((_read_text("/proc/net/route") or "").splitlines())[1:]
+        ipv4 = (_read_text("/proc/net/route") or "").splitlines()[1:]
         ipv6 = (_read_text("/proc/net/ipv6_route") or "").splitlines()
-        return any(line.split()[1:2] == ["00000000"] for line in ipv4) or any(
-            line.startswith("0" * 32 + " 00 ") and not line.endswith(" lo") for line in ipv6
-        )
+        # The default route: each card has routes to itself.
+        return bool(ipv4) or any(re.match("0{32} 00 .*(?<! lo)$", line) for line in ipv6)
 
     def renew(self, what: str) -> None:
         renewals = {
@@ -800,12 +804,36 @@ def settle(system: System, identity: Identity, generators: Generators, renew: tu
             note(f"{what} was not renewed: {error}")
 
 
+def has_route(host: str, port: int) -> bool:
+    """Whether the kernel knows a way to an address; what is not an address is left to the worker."""
+    try:
+        family, kind, _, _, address = socket.getaddrinfo(
+            host, port, type=socket.SOCK_DGRAM, flags=socket.AI_NUMERICHOST
+        )[0]
+    except socket.gaierror:
+        return True
+    try:
+        with socket.socket(family, kind) as probe:
+            probe.connect(address)  # sends nothing
+    except OSError:
+        return False
+    return True
+
+
+def wait_for_route(identity: Identity) -> None:
+    until = time.monotonic() + ROUTE_WAIT_S
+    while not has_route(identity.host, identity.port) and time.monotonic() < until:
+        time.sleep(ROUTE_POLL_S)
+
+
 def import_worker() -> None:
     """Import all that an attached worker needs, so that nothing is left to load after a thaw."""
     import encodings.idna  # noqa: F401  # what resolving a host name imports late
     import multiprocessing  # noqa: F401  # what counting the CPUs imports late
 
     import buildbot_worker.bot  # noqa: F401
+
+    platform.platform()  # runs a program, and remembers what it said
 
 
 def write_info(basedir: str, identity: Identity) -> None:
@@ -893,6 +921,7 @@ def main(argv: list[str] | None = None) -> int:
         note(f"attaching as {identity.name} to {identity.host}:{identity.port}")
         if by_channel and channel is not None:
             channel.say(say="attaching")
+        wait_for_route(identity)
     except (HelperError, ImportError, KeyError, OSError) as error:
         note(f"cannot go on: {error}")
         return 1
