@@ -127,10 +127,13 @@ def test_remove_can_be_repeated(backend: Backend, storage: Storage) -> None:
     run(storage.remove())
 
 
-def test_delete_where_no_directory_is(storage: Storage) -> None:
-    """To delete a file after our directory was removed is no error."""
+def test_delete_where_no_directory_is(backend: Backend, storage: Storage) -> None:
+    """To delete or look for a file after our directory was removed does not make the directory anew."""
     run(storage.remove())
     run(storage.delete(str(NAME)))
+    with pytest.raises(NotFound):
+        run(storage.modified(NAME))
+    assert backend.listing(storage.directory) is None
 
 
 @pytest.mark.parametrize("format", ["qcow2", "raw"])
@@ -280,7 +283,7 @@ def test_overlays_are_made_while_the_directory_is_listed(backend: Backend, stora
 
 
 def test_missing_pools_and_volumes(backend: Backend, host: Host) -> None:
-    """What is not there is NotFound to look at and done to delete."""
+    """What is not there is NotFound to look at; whether a volume is, nobody can tell without its pool."""
     if isinstance(backend, Embed):
         with pytest.raises(HostError):
             run(host.volume_path("no-such-pool", "x"))
@@ -289,5 +292,6 @@ def test_missing_pools_and_volumes(backend: Backend, host: Host) -> None:
         run(host.volume_path("no-such-pool", "x"))
     with pytest.raises(NotFound):
         run(host.volumes("no-such-pool"))
-    run(host.delete_volume("no-such-pool", "x"))
+    with pytest.raises(NotFound):
+        run(host.delete_volume("no-such-pool", "x"))
     run(host.remove_pool("no-such-pool"))

@@ -18,8 +18,17 @@ DIRECTORY_MODE = "0711"
 """QEMU's user must pass through our directory, and nobody needs to list it."""
 
 
-def ensure_pool(connection: Any, name: str, path: str) -> None:
-    """See to a directory and the active pool over it."""
+def ensure_pool(connection: Any, name: str, path: str, *, make: bool) -> None:
+    """See to the active pool over a directory, and to the directory itself if it may be made."""
+    try:
+        _ensure_pool(connection, name, path, libvirt.VIR_STORAGE_POOL_CREATE_WITH_BUILD if make else 0)
+    except libvirt.libvirtError as error:
+        if not make and _says_no_such_file(error):
+            raise NotFound(f"there is no directory {path}", code=error.get_error_code()) from error
+        raise
+
+
+def _ensure_pool(connection: Any, name: str, path: str, flags: int) -> None:
     xml = (
         f"<pool type='dir'><name>{escape(name)}</name><target><path>{escape(path)}</path>"
         f"<permissions><mode>{DIRECTORY_MODE}</mode></permissions></target></pool>"
@@ -30,14 +39,18 @@ def ensure_pool(connection: Any, name: str, path: str) -> None:
         if error.get_error_code() != libvirt.VIR_ERR_NO_STORAGE_POOL:
             raise
         try:
-            connection.storagePoolCreateXML(xml, libvirt.VIR_STORAGE_POOL_CREATE_WITH_BUILD)
+            connection.storagePoolCreateXML(xml, flags)
         except libvirt.libvirtError:
             # Another start made it meanwhile: libvirt has no code of its own for that, so look again.
-            if not connection.storagePoolLookupByName(name).isActive():
+            try:
+                there = bool(connection.storagePoolLookupByName(name).isActive())
+            except libvirt.libvirtError:
+                there = False
+            if not there:
                 raise
         return
     if not pool.isActive():
-        pool.create(libvirt.VIR_STORAGE_POOL_CREATE_WITH_BUILD)
+        pool.create(flags)
 
 
 def remove_pool(connection: Any, name: str) -> None:
@@ -152,7 +165,7 @@ def _look(connection: Any, path: str, probe_pool: str, known: dict[str, str]) ->
     try:
         pool = connection.storagePoolCreateXML(xml, 0)
     except libvirt.libvirtError as error:
-        if error.get_error_code() == libvirt.VIR_ERR_SYSTEM_ERROR and error.get_int1() == errno.ENOENT:
+        if _says_no_such_file(error):
             code = error.get_error_code()
             raise NotFound(f"could not look at the image {path}: {error}", code=code) from error
         raise
@@ -160,6 +173,10 @@ def _look(connection: Any, path: str, probe_pool: str, known: dict[str, str]) ->
         return _image_view(pool.storageVolLookupByName(name), path)
     finally:
         pool.destroy()
+
+
+def _says_no_such_file(error: libvirt.libvirtError) -> bool:
+    return bool(error.get_error_code() == libvirt.VIR_ERR_SYSTEM_ERROR and error.get_int1() == errno.ENOENT)
 
 
 def _seen_anew(connection: Any, path: str, known: dict[str, str]) -> ImageView:

@@ -12,11 +12,20 @@ from latentvirt.host.views import ImageView
 class VolumeVerbs(Caller):
     """The part of `Host` that deals with files."""
 
-    async def ensure_pool(self, name: str, path: str) -> None:
-        """See to a directory and the active pool over it."""
+    async def ensure_pool(self, name: str, path: str, *, make: bool = True) -> None:
+        """See to the active pool over a directory.
+
+        Args:
+            name: of the pool.
+            path: of the directory.
+            make: whether the directory is made if it is not there.
+
+        Raises:
+            NotFound: the directory is not there and is not to be made.
+        """
         await self._call(
             f"make the storage pool over {path}",
-            lambda c: storage.ensure_pool(c, name, path),
+            lambda c: storage.ensure_pool(c, name, path, make=make),
             deadline_s=self._deadlines.storage,
         )
 
@@ -57,7 +66,11 @@ class VolumeVerbs(Caller):
         )
 
     async def delete_volume(self, pool: str, name: str) -> None:
-        """Delete a volume; one that is not there is done already."""
+        """Delete a volume; one that is not there is done already.
+
+        Raises:
+            NotFound: there is no such pool, so that nobody can tell.
+        """
         await self._call(
             f"delete the volume {name}",
             lambda c: storage.delete_volume(c, pool, name),

@@ -102,22 +102,25 @@ class PoolStorage:
         return (await self._look(name)).size
 
     async def _look(self, name: str) -> ImageView:
-        return await self._in_pool(lambda: self.host.volume(self._pool, name))
+        return await self._in_pool(lambda: self.host.volume(self._pool, name), make=False)
 
     async def _create(self, xml: str) -> str:
         return await self._in_pool(lambda: self.host.create_volume(self._pool, xml))
 
-    async def _in_pool(self, do: Callable[[], Awaitable[T]]) -> T:
+    async def _in_pool(self, do: Callable[[], Awaitable[T]], *, make: bool = True) -> T:
         try:
             return await do()
         except NotFound:
             # The pool went away behind us: libvirt was restarted, the host booted, or somebody stopped it.
-            await self.prepare()
+            await self.host.ensure_pool(self._pool, self.directory, make=make)
             return await do()
 
     async def delete(self, name: str) -> None:
         """Delete a file of ours."""
-        await self._in_pool(lambda: self.host.delete_volume(self._pool, name))
+        try:
+            await self._in_pool(lambda: self.host.delete_volume(self._pool, name), make=False)
+        except NotFound:
+            pass  # there is not even the directory
 
     async def names(self) -> list[str]:
         """List what lies in the directory."""
