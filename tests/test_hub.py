@@ -9,8 +9,9 @@ import pytest
 from latentvirt.claim import Claim
 from latentvirt.config import Connection
 from latentvirt.errors import HostError
-from latentvirt.master.hub import REMEMBERED_BUILDS, RESERVATION_S
+from latentvirt.master.hub import RESERVATION_S
 from latentvirt.master.record import FIRST_REST_S, HostRecord
+from latentvirt.master.tries import REMEMBERED_BUILDS
 from latentvirt.names import FileName, new_start, slot_of_domain
 from latentvirt.planning import Plan
 from latentvirt.spec import Kind, MachineSpec
@@ -52,7 +53,7 @@ def _claim(master: StageMaster, record: HostRecord, worker: str, name: str | Non
     planned = Plan(
         spec=spec, xml="<domain/>", disks=(), has_vars=False, hindrance="a test", fingerprint="", lineage=""
     )
-    claim, standby = run(master.hub.claim(record, worker, planned))
+    claim, standby = run(master.hub.claim(record, worker, planned, lambda line: None))
     assert standby is None
     return claim
 
@@ -112,10 +113,10 @@ def test_a_changed_limit_holds_at_once(master: StageMaster, record: HostRecord) 
 def test_tries_are_counted_per_request(master: StageMaster) -> None:
     """Each build request has a count of its own, and only so many are remembered."""
     hub = master.hub
-    assert [hub.count_try(request) for request in (1, 1, 2, 1)] == [1, 2, 1, 3]
+    assert [hub.tries.count(request) for request in (1, 1, 2, 1)] == [1, 2, 1, 3]
     for request in range(10, 10 + REMEMBERED_BUILDS):
-        hub.count_try(request)
-    assert hub.count_try(1) == 1
+        hub.tries.count(request)
+    assert hub.tries.count(1) == 1
 
 
 def test_a_host_that_failed_rests_and_is_tried(master: StageMaster, record: HostRecord, clock: Clock) -> None:

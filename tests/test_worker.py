@@ -12,7 +12,7 @@ from buildbot.interfaces import LatentWorkerCannotSubstantiate, LatentWorkerFail
 from twisted.internet import defer
 
 from latentvirt.config import Connection
-from latentvirt.master.hub import TRIES_OF_A_BUILD
+from latentvirt.master.tries import TRIES_OF_A_BUILD
 from latentvirt.master.worker import LibVirtWorker
 from latentvirt.testing import FakeGuest
 from reactorthread import on_reactor, run
@@ -54,6 +54,7 @@ def _stop(worker: LibVirtWorker) -> None:
         await worker.stop_instance()
 
     run(go())
+    _settle(worker.master)
 
 
 def _settle(master: StageMaster) -> None:
@@ -92,7 +93,7 @@ def test_a_stop_without_a_start(worker: LibVirtWorker) -> None:
 
 def test_the_gate(master: StageMaster, worker: LibVirtWorker) -> None:
     """Nobody gets in before a start, then the static password, then the one-time one alone, then nobody."""
-    guest = FakeGuest()
+    guest = FakeGuest(can=())
     master.fake.inspect(URI).guests = lambda domain: guest
     assert _good(worker) != "static"
     assert _good(worker) != _good(worker)
@@ -210,7 +211,7 @@ def test_compatible_only_where_there_is_room(master: StageMaster) -> None:
 def test_the_page_tells_the_start(master: StageMaster, worker: LibVirtWorker) -> None:
     """The build's page shows the steps of the start and the guest's console."""
     _start(worker)
-    while "booting" not in worker._run.machine._listening.tail(9):  # type: ignore[union-attr]
+    while "booting" not in worker._run.machine._tiers.ears.tail(9):  # type: ignore[union-attr]
         on_reactor(lambda: None)
     _stop(worker)
 

@@ -11,8 +11,8 @@ from latentvirt.errors import GuestFailed
 from latentvirt.frozen import FrozenImage, FrozenStore
 from latentvirt.livedomain import LiveDomain, Step
 
-PREPARE_S = 30.0
-"""How long a guest may take to make itself ready; it writes out what it has not yet written to its disk."""
+PREPARE_S = 90.0
+"""How long a guest may take to make itself ready; the helper lets a system end its boot first, for 30 s."""
 
 
 async def freeze(
@@ -29,6 +29,7 @@ async def freeze(
 
     Raises:
         GuestFailed: the guest did not make itself ready.
+        ImageError: the image is larger than all of them may be.
         HostError: the host did not let us; `LiveDomain.saved` says whether the domain is gone.
     """
     await live.listening.ask_to_prepare()
@@ -42,7 +43,9 @@ async def freeze(
         seal="",
     )
     await live.save(draft.memory)
-    image = attrs.evolve(draft, seal=await store.seal(draft.files(plan)))
+    files = draft.files(plan)
+    await store.refuse_too_large(files)
+    image = attrs.evolve(draft, seal=await store.seal(files))
     await step("publish the frozen image", store.publish(image))
     live.keep_files()
     await store.discard_older(plan)

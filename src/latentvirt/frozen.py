@@ -13,7 +13,8 @@ from collections.abc import Callable
 
 import attrs
 
-from latentvirt.errors import BadFrozenImage, LatentvirtError, NotFound
+from latentvirt.config import BYTES_PER_MIB
+from latentvirt.errors import BadFrozenImage, ImageError, LatentvirtError, NotFound
 from latentvirt.names import FileName
 from latentvirt.planning import Plan
 from latentvirt.storage import Storage
@@ -170,6 +171,20 @@ class FrozenStore:
         """Digest what files look like: their sizes and the times of their last change."""
         seen = [await self.storage.modified(name) for name in files]
         return hashlib.sha256("\n".join(seen).encode()).hexdigest()[:SEAL_LENGTH]
+
+    async def refuse_too_large(self, files: list[FileName]) -> None:
+        """Refuse an image that would be over the limit by itself.
+
+        Raises:
+            ImageError: it is.
+        """
+        size = sum([await self.storage.size(str(name)) for name in files])
+        if size > self.most_bytes:
+            raise ImageError(
+                f"the frozen image takes {size // BYTES_PER_MIB} MiB, and all of them may take "
+                f"{self.most_bytes // BYTES_PER_MIB} MiB",
+                remedy="raise frozen_space= of the Connection, or write start='boot'",
+            )
 
     async def lend(self, image: FrozenImage, plan: Plan) -> None:
         """Check an image, and keep it for as long as a VM stands on it.

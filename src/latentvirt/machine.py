@@ -20,6 +20,9 @@ from latentvirt.storage import Storage
 from latentvirt.tiers import Identify, Tiers
 from latentvirt.undertaking import Undertaking
 
+HOLD_S = 600.0
+"""How long a VM that is to stand by may take to boot."""
+
 TAIL_LINES = 20
 """How much of the console goes into the message about a failed guest."""
 
@@ -109,7 +112,17 @@ class Machine:
         except BaseException:
             held.addErrback(lambda _: None)  # it says the same
             raise
-        await held
+        held.addTimeout(HOLD_S, self.clock)
+        try:
+            await held
+        except defer.TimeoutError as error:
+            raise GuestFailed(
+                f"the guest was not ready to be frozen within {HOLD_S:g} s; without the guest helper it "
+                "never is",
+                host=self.host.uri,
+                domain=self.name,
+                remedy="install the guest helper (contrib/libvirt/guest), or leave standby= out",
+            ) from error
 
     @property
     def holding(self) -> bool:
@@ -119,7 +132,7 @@ class Machine:
     def held(self) -> None:
         """Hear that the guest waits, paused."""
         held, self._holding = self._holding, None
-        if held is not None:
+        if held is not None and not held.called:
             held.callback(None)
 
     async def wake(
@@ -234,7 +247,7 @@ class Machine:
         self._work.cancel(error.what)
         told, self._told = self._told, True
         held, self._holding = self._holding, None
-        if held is not None:
+        if held is not None and not held.called:
             held.errback(error)
         elif not told:
             self.listener.failed(error)

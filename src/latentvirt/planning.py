@@ -10,7 +10,7 @@ import attrs
 from latentvirt import domainxml
 from latentvirt.config import BYTES_PER_MIB
 from latentvirt.describing import describe, own_name
-from latentvirt.errors import NotFresh
+from latentvirt.errors import HostError, HostUnreachable, NotFresh
 from latentvirt.guest import PROTOCOL
 from latentvirt.host import Host
 from latentvirt.spec import MachineSpec
@@ -161,14 +161,24 @@ async def _fingerprint(host: Host, storage: Storage, xml: str, disks: tuple[Plan
 
 
 async def _files(storage: Storage, paths: tuple[str, ...]) -> list[tuple[str, str]]:
-    # libvirt labels a kernel while a guest runs from it, which is no change of the kernel's content.
-    return [(path, (await storage.image(path)).modified) for path in paths]
+    return [(path, await _content(storage, path)) for path in paths]
+
+
+async def _content(storage: Storage, path: str) -> str:
+    try:
+        # libvirt labels a kernel while a guest runs from it, which is no change of the kernel's content.
+        return (await storage.image(path)).modified
+    except HostUnreachable:
+        raise
+    except HostError:
+        return ""  # what libvirt says when it cannot start from it, will be clearer
 
 
 def _lineage(spec: MachineSpec) -> str:
     named = spec.kind != "generated"
     parts = {
         "domain": own_name(spec) if named else "",
+        "xml": spec.xml,
         "base": spec.base_image,
         "size": None if named else attrs.astuple(spec.size),
         "generated": None if named else (spec.network, spec.virt_type),

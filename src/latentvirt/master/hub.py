@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import logging
 import time
-from collections import OrderedDict
 from collections.abc import Callable, Coroutine
 from typing import Any
 
@@ -24,8 +23,9 @@ from latentvirt.listening import Listener
 from latentvirt.machine import Machine
 from latentvirt.master.health import Health
 from latentvirt.master.record import HostRecord
-from latentvirt.master.standby import Standbys
+from latentvirt.master.standby import TEND_EVERY_S, Standbys
 from latentvirt.master.state import HubState
+from latentvirt.master.tries import Tries
 from latentvirt.names import slot_of_domain
 from latentvirt.planning import Plan
 from latentvirt.storage import Storage, open_storage
@@ -44,9 +44,6 @@ FAREWELL_S = 2.0
 PATIENCE_WITH_AN_END_S = 5.0
 """How long a start waits for a place that is just being freed, if it can thaw there."""
 
-REMEMBERED_BUILDS = 10_000
-TRIES_OF_A_BUILD = 5
-
 
 def nobody(use: NetworkUse, address: str | None) -> Identity:
     """Be asked who a guest is that nobody has asked for yet."""
@@ -63,9 +60,10 @@ class Hub(SharedService):
         super().__init__()
         self.owner = ""
         self._records: dict[str, HostRecord] = {}
-        self._tries: OrderedDict[int, int] = OrderedDict()
+        self.tries = Tries()
         self._state: HubState | None = None
         self._sweeps = task.LoopingCall(self._sweep_all)
+        self._tends = task.LoopingCall(self._tend_all)
         self.standbys = Standbys(self)
         self._background: set[defer.Deferred[Any]] = set()
         self.driver: Any = None
@@ -84,6 +82,8 @@ class Hub(SharedService):
         """Begin to sweep every so often."""
         self._sweeps.clock = self.master.reactor
         self._sweeps.start(SWEEP_EVERY_S, now=False)
+        self._tends.clock = self.master.reactor
+        self._tends.start(TEND_EVERY_S, now=False)
         return super().startService()
 
     async def ready(self) -> None:
@@ -101,6 +101,9 @@ class Hub(SharedService):
             host = Host(connection, self.master.reactor, driver=self.driver)
             record = self._records[connection.uri] = HostRecord(host, connection.slots)
         record.slots = connection.slots
+        record.frozen_bytes = connection.frozen_bytes
+        for store in record.frozen.values():
+            store.most_bytes = record.frozen_bytes
         return record
 
     async def expect(self, connection: Connection, folder: str | None) -> None:
@@ -122,9 +125,7 @@ class Hub(SharedService):
         storage = record.storages.get(folder)
         if storage is None:
             storage = record.storages[folder] = open_storage(record.host, self.owner, folder)
-            record.frozen[folder] = FrozenStore(
-                storage, self.master.reactor.seconds, record.host.connection.frozen_bytes
-            )
+            record.frozen[folder] = FrozenStore(storage, self.master.reactor.seconds, record.frozen_bytes)
             if self._state is not None:
                 await self._state.remember(record.host.uri, folder)
         return storage
@@ -195,13 +196,16 @@ class Hub(SharedService):
             del record.reserved[worker]
             self._wake()
 
-    async def claim(self, record: HostRecord, worker: str, plan: Plan) -> tuple[Claim, Machine | None]:
+    async def claim(
+        self, record: HostRecord, worker: str, plan: Plan, say: Callable[[str], object]
+    ) -> tuple[Claim, Machine | None]:
         """Give a worker's start a place: that of a standby if there is one.
 
         Args:
             record: the host.
             worker: whose reservation the start takes up.
             plan: what it needs.
+            say: hears what is waited for.
 
         Returns:
             The place, and the VM that stands by there; None if one is to be made.
@@ -210,7 +214,7 @@ class Hub(SharedService):
             ForeignDomain: another worker's build has the domain.
         """
         record.reserved.pop(worker, None)
-        ready = await self.standbys.take(record, plan)
+        ready = await self.standbys.take(record, plan, say)
         if ready is not None:
             return ready
         if plan.spec.kind != "generated":
@@ -282,20 +286,6 @@ class Hub(SharedService):
         if self.running and self.master is not None:
             self.master.botmaster.maybeStartBuildsForAllBuilders()
 
-    # Tries
-
-    def count_try(self, request: int) -> int:
-        """Count the starts for one build request.
-
-        Returns:
-            Which one this is, from 1.
-        """
-        tries = self._tries.pop(request, 0) + 1
-        self._tries[request] = tries
-        while len(self._tries) > REMEMBERED_BUILDS:
-            self._tries.popitem(last=False)
-        return tries
-
     # Health
 
     def failed(self, record: HostRecord, error: LatentvirtError) -> None:
@@ -325,6 +315,10 @@ class Hub(SharedService):
         for record in self._records.values():
             if record.resting is None:
                 self.in_background(self._sweep(record), f"sweep {record.host.uri}")
+
+    def _tend_all(self) -> None:
+        for record in self._records.values():
+            self.standbys.tend(record)
 
     async def _sweep(self, record: HostRecord) -> None:
         await self.ready()
@@ -362,8 +356,9 @@ class Hub(SharedService):
     @defer.inlineCallbacks
     def stopService(self) -> Any:
         """Tidy up on every host that answers, and close the connections; the dead are not waited for."""
-        if self._sweeps.running:
-            self._sweeps.stop()
+        for loop in (self._sweeps, self._tends):
+            if loop.running:
+                loop.stop()
         yield defer.DeferredList(
             [defer.ensureDeferred(self._farewell(record)) for record in self._records.values()],
             consumeErrors=True,
@@ -377,7 +372,8 @@ class Hub(SharedService):
             try:
                 await tidy
             except (LatentvirtError, defer.TimeoutError) as error:
-                logger.warning("%s: could not tidy up: %s", record.host.uri, error)
+                why = f"not done within {FAREWELL_S:g} s" if isinstance(error, defer.TimeoutError) else error
+                logger.warning("%s: could not tidy up, the next start does: %s", record.host.uri, why)
         await record.host.close()
 
     async def _tidy(self, record: HostRecord) -> None:

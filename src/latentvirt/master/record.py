@@ -24,6 +24,7 @@ class HostRecord:
         host: the host.
         slots: how many VMs may run there at a time; None for no limit.
         storages: by image folder.
+        frozen_bytes: how much room frozen images may take, in each image folder.
         frozen: the frozen images, by image folder.
         claims: the places that are taken.
         standbys: those of them in which a VM waits for any build, the one that waits longest first.
@@ -37,6 +38,7 @@ class HostRecord:
     host: Host
     slots: int | None
     storages: dict[str, Storage] = attrs.field(factory=dict)
+    frozen_bytes: int = 0
     frozen: dict[str, FrozenStore] = attrs.field(factory=dict)
     claims: list[Claim] = attrs.field(factory=list)
     standbys: list[Claim] = attrs.field(factory=list)

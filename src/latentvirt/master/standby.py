@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections import Counter
+from collections.abc import Callable
 from itertools import count
 from typing import TYPE_CHECKING, Any, Protocol
 
@@ -13,7 +14,7 @@ from twisted.internet import defer
 from latentvirt import domainxml
 from latentvirt.claim import Claim
 from latentvirt.describing import own_name, settled
-from latentvirt.errors import HostUnreachable, LatentvirtError
+from latentvirt.errors import GuestFailed, HostUnreachable, LatentvirtError
 from latentvirt.guest import Ready
 from latentvirt.machine import Machine
 from latentvirt.master.record import HostRecord
@@ -143,10 +144,17 @@ class Standbys:
                 return waiting
         return None
 
-    async def take(self, record: HostRecord, planned: Plan) -> tuple[Claim, Machine] | None:
+    async def take(
+        self, record: HostRecord, planned: Plan, say: Callable[[str], object]
+    ) -> tuple[Claim, Machine] | None:
         """Take the standby that fits a plan; None if there is none.
 
         One that is just being made is waited for, if there is nothing else to thaw.
+
+        Args:
+            record: the host.
+            planned: what a build needs.
+            say: hears what is waited for.
         """
         self._busy_at[record.host.uri] = self._hub.master.reactor.seconds()
         if not planned.fingerprint or planned.spec.start == "boot":
@@ -156,6 +164,7 @@ class Standbys:
         if found is None and making is not None:
             free = set(record.free_slots(self._hub.slots_to_thaw_in(record, planned)))
             if not free & self._hub.slots_to_thaw_in(record, planned):
+                say("waiting for a VM that is just being made to stand by")
                 await self._made(making)
                 found = self._find(record, planned, ready=True)
         if found is None or found.machine is None:
@@ -218,8 +227,10 @@ class Standbys:
 
     async def end_all(self, record: HostRecord) -> None:
         """End all standbys of a host: the master stops."""
-        for waiting in [w for w in self._waiting if w.record is record]:
-            await self._end(waiting)
+        await defer.DeferredList(
+            [defer.ensureDeferred(self._end(w)) for w in self._waiting if w.record is record],
+            consumeErrors=True,
+        )
 
     # Tend
 
@@ -291,11 +302,11 @@ class Standbys:
             await self._hold(record, planned, claim)
 
     async def _hold(self, record: HostRecord, planned: Plan, claim: Claim) -> _Waiting | None:
+        store = await self._hub.frozen(record, str(planned.spec.folder))
         waiting = _Waiting(self, record, planned, claim)
         self._waiting.append(waiting)
         record.standbys.append(claim)
         try:
-            store = await self._hub.frozen(record, str(planned.spec.folder))
             waiting.machine = self._hub.machine(record, planned, claim, waiting, store)
             await waiting.machine.hold()
             waiting.ready_now = True
@@ -303,6 +314,8 @@ class Standbys:
         except LatentvirtError as error:
             self._not_before[record.host.uri] = self._hub.master.reactor.seconds() + AFTER_FAILURE_S
             logger.warning("%s: no standby could be made: %s", record.host.uri, error)
+            if isinstance(error, GuestFailed):
+                store.refuse(planned.fingerprint, error.what)
             await self._end(waiting)
             return None
         finally:

@@ -13,11 +13,12 @@ from latentvirt.domainxml import NetworkUse
 from latentvirt.errors import ConfigError, HostUnreachable, LatentvirtError, StartCancelled, TooManyTries
 from latentvirt.guest import Identity
 from latentvirt.machine import Machine
-from latentvirt.master.hub import TRIES_OF_A_BUILD, Hub
+from latentvirt.master.hub import Hub
 from latentvirt.master.password import PasswordGate
 from latentvirt.master.record import HostRecord
 from latentvirt.master.run import Run
 from latentvirt.master.steplog import StepLog
+from latentvirt.master.tries import TRIES_OF_A_BUILD
 from latentvirt.planning import Plan, plan
 from latentvirt.spec import MachineSpec
 
@@ -66,7 +67,7 @@ class Starting:
             planned = await self._plan(record, spec)
             started = False
             while not started:
-                claim, standby = await self.hub.claim(record, self.worker.name, planned)
+                claim, standby = await self.hub.claim(record, self.worker.name, planned, self.steps.progress)
                 run = Run(self.worker, record, claim, self.steps, began)
                 started = await self._start(run, planned, standby)
         except LatentvirtError as error:
@@ -142,7 +143,7 @@ class Starting:
     def _count_try(self) -> None:
         if self.build is None or not self.build.requests:
             return
-        if self.hub.count_try(self.build.requests[0].id) > TRIES_OF_A_BUILD:
+        if self.hub.tries.count(self.build.requests[0].id) > TRIES_OF_A_BUILD:
             raise TooManyTries(
                 f"this build was started {TRIES_OF_A_BUILD} times and came to nothing each time; its earlier "
                 "builds say why",
