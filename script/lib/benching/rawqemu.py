@@ -19,7 +19,7 @@ from latentvirt import guest
 
 T = TypeVar("T", bound=guest.Message)
 
-READY_S = 300.0
+READY_S = 600.0
 ATTACH_S = 120.0
 MIGRATE_S = 120.0
 POLL_S = 0.002

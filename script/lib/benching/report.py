@@ -33,6 +33,18 @@ def start_tables(result: Mapping[str, Any]) -> list[Table]:
     ]
 
 
+def burst_table(result: Mapping[str, Any]) -> Table:
+    """Make the table of a result of `script/bench burst`."""
+    count = max(figures["count"] for figures in result["burst"].values())
+    table = Table(title=f"{count} builds asked for at once: seconds to attached")
+    for column in ("", "first", "middle", "all", "rounds"):
+        table.add_column(column, justify="right" if column else "left")
+    for way, figures in result["burst"].items():
+        cells = (f"{figures[key]:.3f}" for key in ("first_s", "middle_s", "all_s"))
+        table.add_row(WHAT[way], *cells, str(figures["rounds"]))
+    return table
+
+
 def show(tables: list[Table]) -> None:
     """Print tables; what is piped is not cut to a terminal's width."""
     console = Console()

@@ -40,7 +40,7 @@ LONGEST_PREFIX = "lv-b-"
 HAS_TIERS = "start" in OURS
 """Whether this latentvirt can thaw."""
 
-PREPARATION_LOG = ("start VM", "stdio")
+PREPARATION_LOG = ("start VM", "progress")
 
 DOMAIN = """<domain type='qemu'>
   <name>{name}</name>
