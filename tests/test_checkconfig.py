@@ -101,6 +101,16 @@ def test_documented_configurations_pass(tmp_path: Path, imports: str, worker: st
             id="no such argument",
         ),
         pytest.param(
+            "LibVirtWorker('minion1', 'sekrit', Connection('qemu:///session'), '/images/minion1', '')",
+            ["base_image is empty", "leave it out"],
+            id="empty base image",
+        ),
+        pytest.param(
+            FIRST + ", start='boot', standby=True)",
+            ["standby=True", "start='boot' forbids"],
+            id="standby that may not thaw",
+        ),
+        pytest.param(
             "LibVirtWorker('minion1', 'sekrit', Connection('qemu//session'), '/images/minion1')",
             ["connection URI 'qemu//session' cannot be read", "'qemu:///session'"],
             id="unreadable URI",

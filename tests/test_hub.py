@@ -190,6 +190,7 @@ def test_folders_are_remembered_across_processes(master: StageMaster) -> None:
 def test_a_stopping_master_tidies_up_and_waits_for_no_dead_host(clock: Clock) -> None:
     """At the master's end an empty directory goes, and a mute host costs nothing."""
     master = open_stage(clock)
+    master.fake.inspector.folders.add("/images")
     record = on_reactor(lambda: master.hub.record(HERE))
     storage = run(master.hub.storage(record, "/images"))
     while master.hub._background:

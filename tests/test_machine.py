@@ -105,7 +105,7 @@ class Scene:
         host = Host(spec.connection, start(), driver=self.fake)
         return PlannedMachine(
             host=host,
-            storage=open_storage(host, OWNER, "/images") if spec.proven else None,
+            storage=open_storage(host, OWNER, str(spec.folder)) if spec.proven else None,
             spec=spec,
             claim=Claim(OWNER, ownership.slot, new=lambda: ownership.start),
             listener=self.ear,
@@ -302,6 +302,13 @@ def test_a_missing_base_image(scene: Scene) -> None:
     with pytest.raises(ImageError, match=r"the base image /images/missing\.qcow2 is not there"):
         run(scene.machine(base_image="/images/missing.qcow2").start())
     assert scene.left() == NOTHING
+
+
+def test_an_image_folder_that_is_not_there(scene: Scene) -> None:
+    """An hd_image in a folder that the host does not have is an error; the folder is not made."""
+    with pytest.raises(ImageError, match="there is no folder /nowhere"):
+        run(scene.machine(hd_image="/nowhere/disk").start())
+    assert not any(folder.startswith("/nowhere") for folder in scene.inspector.folders)
 
 
 def test_a_predefined_domain_keeps_its_definition(scene: Scene) -> None:

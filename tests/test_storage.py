@@ -42,7 +42,7 @@ def test_a_chain_is_followed_with_declared_formats() -> None:
     images = Images(
         ImageView(path="/top", format="qcow2", capacity=3, backing="/middle", backing_format="raw"),
         ImageView(path="/middle", format="qcow2", capacity=2, backing="/bottom"),
-        ImageView(path="/bottom", format="raw", capacity=1),
+        ImageView(path="/bottom", format="raw", capacity=1 << 20),
     )
     chain = _chain(images, "/top")
     assert chain.layers == (Layer("/top", "qcow2"), Layer("/middle", "raw"), Layer("/bottom", "raw"))
@@ -89,6 +89,20 @@ def test_a_chain_without_end_is_noticed() -> None:
     )
     with pytest.raises(ImageError, match=f"stands on more than {LONGEST_CHAIN} images"):
         _chain(images, "/a")
+
+
+@pytest.mark.parametrize(
+    ("view", "says"),
+    [
+        (ImageView(path="/notes.txt", format="raw", capacity=300), "is no disk image"),
+        (ImageView(path="/empty", format="raw", capacity=0), "is no disk image"),
+        (ImageView(path="/folder", format="dir", capacity=0), "is a directory"),
+    ],
+)
+def test_what_is_no_image_is_named(view: ImageView, says: str) -> None:
+    """A text, an empty file or a directory in an image's place ends the build with its path."""
+    with pytest.raises(ImageError, match=f"{view.path} {says}"):
+        _chain(Images(view), view.path)
 
 
 @pytest.fixture

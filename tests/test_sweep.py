@@ -109,6 +109,7 @@ def test_a_sweep_that_the_host_refuses_goes_on_next_time(fake: FakeLibvirt, host
 
 def test_things_of_a_rebooted_host_are_found(fake: FakeLibvirt, host: Host) -> None:
     """After a reboot of the host, when no pool is left, the files of dead starts are found and deleted."""
+    fake.inspector.folders.add("/images")
     storage = open_storage(host, OWNER, "/images")
     run(storage.prepare())
     run(storage.create_empty(FileName("slot1", DEAD, "vars", "nvram")))

@@ -8,7 +8,12 @@ from typing import Any
 import libvirt
 import pytest
 from buildbot.config.errors import ConfigErrors
-from buildbot.interfaces import LatentWorkerCannotSubstantiate, LatentWorkerFailedToSubstantiate
+from buildbot.interfaces import (
+    IRenderable,
+    LatentWorkerCannotSubstantiate,
+    LatentWorkerFailedToSubstantiate,
+)
+from buildbot.process.properties import Property
 from twisted.internet import defer
 
 from latentvirt.config import Connection
@@ -84,6 +89,22 @@ def test_a_start_and_a_stop(master: StageMaster, worker: LibVirtWorker) -> None:
         _stop(worker)
         _stop(worker)
         assert _left(master) == ([], [])
+
+
+class Nothing(Build):
+    """A build that lacks what an argument is rendered from."""
+
+    def render(self, value: Any) -> Any:
+        """Render a renderable to nothing."""
+        return defer.succeed(None if IRenderable.providedBy(value) else value)
+
+
+def test_a_base_image_that_renders_to_nothing_is_an_error(master: StageMaster) -> None:
+    """A build without the property that names its base image never runs on the person's own disk."""
+    worker = _worker(master, "minion1", hd_image="/images/precious", base_image=Property("image"), size=None)
+    with pytest.raises(LatentWorkerCannotSubstantiate, match="base_image is empty for this build"):
+        _start(worker, Nothing())
+    assert _left(master) == ([], [])
 
 
 def test_a_stop_without_a_start(worker: LibVirtWorker) -> None:

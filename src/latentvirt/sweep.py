@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterable
 
 import attrs
 
+from latentvirt.errors import ImageError
 from latentvirt.host import Host
 from latentvirt.names import FileName
 from latentvirt.storage import open_storage
@@ -56,7 +57,10 @@ async def sweep(host: Host, owner: str, folders: Iterable[str], living: Callable
     files = []
     for folder in folders:
         storage = open_storage(host, owner, folder)
-        await storage.prepare()
+        try:
+            await storage.prepare()
+        except ImageError:
+            continue  # somebody removed the folder, and what was in it
         names = await storage.names()
         parsed_names = [(name, FileName.parse(name)) for name in names]
         frozen = {parsed.start for _, parsed in parsed_names if parsed is not None and parsed.kind == FROZEN}

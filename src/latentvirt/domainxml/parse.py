@@ -59,8 +59,10 @@ def parse(xml: str) -> Element:
             "the XML has a document type (<!DOCTYPE>)", line=1, remedy="remove it; libvirt needs none"
         )
     if root.tag != "domain":
+        name = etree.QName(root)
+        where = f" of the namespace {name.namespace!r}" if name.namespace else ""
         raise BadXML(
-            f"the XML is a <{etree.QName(root).localname}>, not a <domain>",
+            f"the XML is a <{name.localname}>{where}, not a plain <domain>",
             line=line_of(root),
             remedy="give a domain's description, as `virsh dumpxml` prints it",
         )

@@ -38,6 +38,8 @@ def _ensure_pool(connection: Any, name: str, path: str, flags: int) -> None:
     except libvirt.libvirtError as error:
         if error.get_error_code() != libvirt.VIR_ERR_NO_STORAGE_POOL:
             raise
+        if flags:
+            _check_folder(connection, posixpath.dirname(path), f"{name}-look")
         try:
             connection.storagePoolCreateXML(xml, flags)
         except libvirt.libvirtError:
@@ -51,6 +53,26 @@ def _ensure_pool(connection: Any, name: str, path: str, flags: int) -> None:
         return
     if not pool.isActive():
         pool.create(flags)
+
+
+def _check_folder(connection: Any, folder: str, probe_pool: str) -> None:
+    """Make sure that a folder is there: libvirt would make it, and all above it, without a word.
+
+    Raises:
+        NotFound: it is not.
+    """
+    if folder in list_pools(connection).values():
+        return
+    xml = (
+        f"<pool type='dir'><name>{escape(probe_pool)}</name>"
+        f"<target><path>{escape(folder)}</path></target></pool>"
+    )
+    try:
+        connection.storagePoolCreateXML(xml, 0).destroy()
+    except libvirt.libvirtError as error:
+        if _says_no_such_file(error):
+            raise NotFound(f"there is no folder {folder}", code=error.get_error_code()) from error
+        # Whatever else is wrong with it will be said when our directory is made in it.
 
 
 def remove_pool(connection: Any, name: str) -> None:

@@ -21,6 +21,9 @@ GRACEFUL_SHUTDOWN_S = 30
 CHECK_INSTANCE_INTERVAL_S = 1
 """How often Buildbot asks us whether the VM still lives before it attaches; our answer costs nothing."""
 
+UNKNOWN = ""
+"""Stands for a worker's name where arguments are checked before any build."""
+
 TIMEOUTS = {"build_wait_timeout": True, "missing_timeout": False, "check_instance_interval": False}
 """Buildbot's arguments in seconds, and whether a negative number has a meaning there."""
 
@@ -90,6 +93,16 @@ class Arguments:
         """
         for what, value in (("hd_image", hd_image), ("base_image", base_image), ("xml", xml)):
             _check_text(what, value)
+        for what, given, value in (
+            ("hd_image", self.hd_image, hd_image),
+            ("base_image", self.base_image, base_image),
+            ("xml", self.xml, xml),
+        ):
+            if given is not None and not value and not (worker == UNKNOWN and _depends(given)):
+                raise ConfigError(
+                    f"{what} is empty" + (" for this build" if _depends(given) else ""),
+                    remedy=f"give {what} a value, or a default in its renderable, or leave it out",
+                )
         if size is not None and not isinstance(size, (Size, Mapping)):
             raise ConfigError(f"size={size!r} is not a size", remedy="write Size(memory='2 GiB', vcpus=2)")
         kind: Kind = "xml" if xml else "generated" if size is not None else "auto"
@@ -275,7 +288,7 @@ def _check_what_is_known(arguments: Arguments) -> None:
         known[2] = None  # whether the XML goes with the base image is known when that is
     if known[3] is not None and arguments.base_image is not None and known[1] is None:
         known[3] = None
-    arguments.spec("", *known)
+    arguments.spec(UNKNOWN, *known)
 
 
 def _depends(value: Any) -> bool:

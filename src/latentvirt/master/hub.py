@@ -15,7 +15,7 @@ from latentvirt.claim import Claim
 from latentvirt.config import Connection
 from latentvirt.describing import own_name
 from latentvirt.domainxml import NetworkUse
-from latentvirt.errors import LatentvirtError
+from latentvirt.errors import ImageError, LatentvirtError
 from latentvirt.frozen import FrozenStore
 from latentvirt.guest import Identity
 from latentvirt.host import Host
@@ -330,7 +330,10 @@ class Hub(SharedService):
         if swept:
             logger.warning("%s: removed what was left there: %s", record.host.uri, swept)
         for storage in list(record.storages.values()):
-            await self._renew(record, storage)
+            try:
+                await self._renew(record, storage)
+            except ImageError as error:
+                logger.warning("%s", error)
         self.standbys.tend(record)
 
     async def _renew(self, record: HostRecord, storage: Storage) -> None:

@@ -203,7 +203,8 @@ class LibVirtWorker(CompatibleLatentWorkerMixin, AbstractLatentWorker):
 
     async def _start_instance(self, build: Any) -> bool:
         steps = StepLog(self.master, getattr(build, "buildid", None), PREPARATION)
-        self._blameless = False
+        # As long as the VM does not run, it is not the guest that takes its time.
+        self._blameless = True
         cancel = self._cancel = defer.Deferred()
         try:
             start = defer.ensureDeferred(self._starting(build, steps, cancel).go())
@@ -222,6 +223,7 @@ class LibVirtWorker(CompatibleLatentWorkerMixin, AbstractLatentWorker):
             raise
         finally:
             self._cancel = None
+        self._blameless = False
         return True
 
     def _starting(self, build: Any, steps: StepLog, cancel: defer.Deferred[None]) -> Starting:

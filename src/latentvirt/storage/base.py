@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Protocol
 
 from latentvirt.domainxml import Layer
-from latentvirt.errors import AlreadyExists, NotFound
+from latentvirt.errors import AlreadyExists, ImageError, NotFound
 from latentvirt.host import ImageView
 from latentvirt.names import FileName, Lease
 
@@ -21,7 +21,11 @@ class Storage(Protocol):
         ...
 
     async def prepare(self) -> None:
-        """See to it that the directory is there."""
+        """See to it that the directory is there.
+
+        Raises:
+            ImageError: the folder that it is to be made in is not there.
+        """
         ...
 
     def path_of(self, name: FileName) -> str:
@@ -100,6 +104,15 @@ class Storage(Protocol):
     async def remove(self) -> None:
         """Remove the directory and the lease in it; what else is in it stays, and so does it then."""
         ...
+
+
+def no_folder(folder: str, host: str) -> ImageError:
+    """Say that the image folder is not there."""
+    return ImageError(
+        f"there is no folder {folder} on the host, and only a directory in it is ours to make",
+        host=host,
+        remedy="correct hd_image (or base_image, if there is no hd_image), or make the folder",
+    )
 
 
 async def delete_leases(storage: Storage, but: Lease | None = None) -> None:

@@ -14,7 +14,7 @@ from latentvirt.domainxml import Layer
 from latentvirt.errors import AlreadyExists, HostError, ImageError, NotFound, Refused
 from latentvirt.host import Host, ImageView
 from latentvirt.names import FileName, Lease, directory_name
-from latentvirt.storage.base import FILE_MODE, delete_leases, renew_lease
+from latentvirt.storage.base import FILE_MODE, delete_leases, no_folder, renew_lease
 from latentvirt.storage.permissions import owner_of
 
 STAT_BLOCK_BYTES = 512
@@ -42,6 +42,8 @@ class EmbedStorage:
                 os.mkdir(self.directory, 0o711)
             except FileExistsError:
                 pass
+            except FileNotFoundError:
+                raise no_folder(self.folder, self.host.uri) from None
             except OSError as error:
                 raise Refused(
                     f"could not make the directory {self.directory}: {error.strerror}",

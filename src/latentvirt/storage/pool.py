@@ -14,7 +14,7 @@ from latentvirt.domainxml import Layer
 from latentvirt.errors import HostError, HostUnreachable, NotFound
 from latentvirt.host import Host, ImageView
 from latentvirt.names import FileName, Lease, directory_name, look_pool_name, pool_name
-from latentvirt.storage.base import FILE_MODE, delete_leases, renew_lease
+from latentvirt.storage.base import FILE_MODE, delete_leases, no_folder, renew_lease
 
 T = TypeVar("T")
 
@@ -43,7 +43,10 @@ class PoolStorage:
 
     async def prepare(self) -> None:
         """See to it that the directory and its pool are there."""
-        await self.host.ensure_pool(self._pool, self.directory)
+        try:
+            await self.host.ensure_pool(self._pool, self.directory)
+        except NotFound as error:
+            raise no_folder(self.folder, self.host.uri) from error
 
     def path_of(self, name: FileName) -> str:
         """Say where on the host a file of ours lies."""
