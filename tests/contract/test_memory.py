@@ -284,7 +284,7 @@ def test_a_restore_that_comes_too_late_leaves_nothing(fake: Fake, frozen: Frozen
 def test_the_base_image_is_not_touched_by_a_start(
     fake: Fake, host: Host, storage: Storage, frozen: Frozen
 ) -> None:
-    """Not even the times of a base image change when VMs start and end on it (really: test_relabelling.py)."""
+    """Not even the times of a base image change when VMs start and end on it; see test_relabelling.py."""
     path = f"{fake.images}/base.qcow2"
     before = run(storage.image(path)).stamp
     frozen.save()
