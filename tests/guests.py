@@ -25,7 +25,7 @@ VMBUILDER = CONTRIB / "vmbuilder"
 BUSYBOX_INIT = Path(__file__).resolve().parent / "busybox-init.sh"
 
 DEBIAN_OPTIONS = ("--release", "bookworm", "--size", "2G")
-ROOT = "root=LABEL=latentvirt-root rootfstype=ext4 rw console=ttyS0"
+ROOT = "root=LABEL=latentvirt-root rootfstype=ext4 rw console=ttyS0 init_on_free=1 cryptomgr.notests"
 KERNEL_PACKAGE = "linux-image-cloud-amd64"
 BUSYBOX_PACKAGE = "busybox-static"
 BUSYBOX_MODULES = ("virtio_pci", "virtio_blk", "virtio_net", "virtio_console", "virtio_rng", "pvpanic_pci")

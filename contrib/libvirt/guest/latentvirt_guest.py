@@ -56,6 +56,8 @@ CHANNEL_WAIT_S = 10.0
 HOSTNAME_WAIT_S = 60.0
 CLOCK_TOLERANCE_S = 0.05
 KEYGEN_WAIT_S = 10
+ATTACH_S = 1
+"""For how long what need not be done before we attach leaves the processor to us."""
 KEEPALIVE_S = 600
 ROUTE_WAIT_S = 10.0
 """How long to wait for a route to the master; connecting without one would only make the next try later."""
@@ -459,8 +461,8 @@ def _read_text(path: str) -> str | None:
 
 
 def _in_background(script: str) -> None:
-    """Run a shell script that process 1 reaps, and that delays nobody."""
-    detached = f"({script}) </dev/null >/dev/null 2>&1 &"
+    """Run a shell script that process 1 reaps, once we had time to attach."""
+    detached = f"(sleep {ATTACH_S}; {script}) </dev/null >/dev/null 2>&1 &"
     subprocess.run(["/bin/sh", "-c", detached], check=False)
 
 
