@@ -203,7 +203,7 @@ def test_a_cancelled_start_returns_soon_and_is_undone(master: StageMaster, worke
     async def outcome() -> None:
         await starting
 
-    with pytest.raises(LatentWorkerFailedToSubstantiate, match="cancelled"):
+    with pytest.raises(LatentWorkerFailedToSubstantiate, match="called off"):
         run(outcome())
     hang.release()
     _stop(worker)
@@ -268,7 +268,7 @@ def test_paths_that_no_host_has_are_told_at_once(path: str) -> None:
         ({"build_wait_timeout": "0"}, "build_wait_timeout='0'"),
         ({"network": lambda: "x"}, "network=.* is not a string"),
         ({"network": "a\0b"}, "network=.* control characters"),
-        ({"allow_shared": [1]}, "allow_shared=.* is not a list"),
+        ({"allow_shared": [1]}, "allow_shared=.* is not a list of names"),
     ],
 )
 def test_values_that_would_fail_at_the_first_start_are_told_at_once(

@@ -39,6 +39,11 @@ from guests import debian_image  # noqa: E402
 from masters import SUCCESS, Master  # noqa: E402
 
 BUILDS = 3
+"""How many there are before a VM stands by, and one more after that."""
+
+STANDBY_S = 120
+RESTORED_S = 3.0
+"""How long a VM takes from its disk to its restored memory; nothing of it is to be seen from outside."""
 POLL_S = 0.1
 BUILD_S = 600
 BEGIN_S = 120
@@ -63,21 +68,28 @@ stdio_handler = "file"
 CONFIG = """
 c['workers'].append(LibVirtWorker(
     'minion1', None, Connection('qemu:///embed?root={embed}'), '{images}/minion1', '{base}',
-    size=Size(memory='768 MiB')))
+    size=Size(memory='768 MiB'), standby={standby}))
 builder(
     'demo', ['minion1'],
     'if [ -e $HOME/mark ]; then echo "an earlier build wrote:"; cat $HOME/mark; exit 1; fi',
     'df $HOME | grep /dev/ && date > $HOME/mark && sync && ls -l $HOME/mark',
-    'echo "boot $(cat /proc/sys/kernel/random/boot_id)"')
+    'echo "random $(cat /proc/sys/kernel/random/uuid)"')
 """
 
-COLUMNS = ("request", "overlay", "create", "boot", "attach", "build", "gone")
-UNTIL_RESUMED = ("describe", "overlay", "create", "attach console and channel", "resume")
-"""Which of the log's entries come before the guest's first instruction."""
+COLUMNS = ("prepare", "create", "boot", "freeze", "attach", "attached", "gone")
+PARTS = {
+    "create": "create",
+    "restore": "create",
+    "guest prepares": "freeze",
+    "make the memory file": "freeze",
+    "save memory": "freeze",
+    "publish the frozen image": "freeze",
+}
+"""In which column each of the log's entries is counted; the rest is `prepare`."""
 
 CAPTION = (
-    "seconds; overlay to attach are from the log of each start,\n"
-    f"request, build and gone were seen from outside, {1 / POLL_S:.0f} times a second"
+    "seconds; prepare to attached are from the log of each start,\n"
+    f"gone was seen from outside, {1 / POLL_S:.0f} times a second"
 )
 
 
@@ -92,13 +104,15 @@ class Outcome:
     Args:
         number: which of the builds, from 1.
         good: whether it succeeded, and so saw nothing of an earlier one.
-        boot: the id that its guest's kernel gave itself.
+        tier: how its VM came to run.
+        random: the first that its guest's kernel drew.
         seconds: how long each part took, by column.
     """
 
     number: int
     good: bool
-    boot: str
+    tier: str
+    random: str
     seconds: dict[str, float]
 
 
@@ -125,9 +139,11 @@ class Stage:
         (self.embed / "etc").mkdir(parents=True)
         conf = QEMU_CONF.format(uid=f"+{os.getuid()}", gid=f"+{os.getgid()}")
         (self.embed / "etc" / "qemu.conf").write_text(conf)
-        return Master(
-            self.folder / "master", CONFIG.format(embed=self.embed, images=self.images, base=self.base)
-        )
+        return Master(self.folder / "master", self.config(standby=False))
+
+    def config(self, *, standby: bool) -> str:
+        """Write the worker and the builder for master.cfg."""
+        return CONFIG.format(embed=self.embed, images=self.images, base=self.base, standby=standby)
 
     def processes(self) -> list[int]:
         """List the QEMUs that run with anything of this folder's."""
@@ -141,23 +157,34 @@ class Stage:
                 found.append(int(entry.name))
         return found
 
-    def volumes(self) -> list[Path]:
-        """List the files of single VMs."""
-        return [file for file in self.images.glob("latentvirt-*/*") if not file.name.startswith("lease.")]
+    def frozen(self) -> set[Path]:
+        """List the files of frozen images, which are kept for later builds."""
+        files = list(self.images.glob("latentvirt-*/*"))
+        starts = {file.name.split(".")[1] for file in files if ".frozen." in file.name}
+        return {file for file in files if file.name.split(".")[1] in starts}
+
+    def volumes(self) -> set[Path]:
+        """List the files of the VMs that run."""
+        files = {file for file in self.images.glob("latentvirt-*/*") if not file.name.startswith("lease.")}
+        return files - self.frozen()
 
     def everything(self) -> list[Path]:
-        """List all that lies in the image folder."""
-        return sorted(self.images.rglob("*"))
+        """List what lies in the image folder but frozen images."""
+        frozen = self.frozen()
+        return sorted(set(self.images.rglob("*")) - frozen - {file.parent for file in frozen} - self.leases())
+
+    def leases(self) -> set[Path]:
+        """List what says how long frozen images are claimed."""
+        return set(self.images.glob("latentvirt-*/lease.*"))
 
 
 def watch_build(stage: Stage, master: Master, console: Console, number: int) -> Outcome:
     """Ask for a build, tell how it goes, and wait until its VM is gone."""
-    asked = time.monotonic()
     request = master.force("demo")
     with console.status(f"build {number}: asked for") as status:
-        started, ended, tries = _follow(master, request, number, status)
+        ended, tries = _follow(master, request, number, status)
         *retried, build = master.builds(request)
-        gone = _wait_until_gone(stage)
+        gone = _wait_until_gone(stage.volumes())
     for lost in retried:
         console.print(f"build {number} had to be tried again:", highlight=False)
         console.print(master.text(lost, "start VM", "progress"), markup=False, highlight=False)
@@ -167,35 +194,37 @@ def watch_build(stage: Stage, master: Master, console: Console, number: int) -> 
     if not good:
         console.print(f"build {number} failed: {build['state_string']}", style="bold", highlight=False)
         console.print(log, master.text(build, "start VM", "console"), output, sep="\n", markup=False)
-    found = re.search(r"^boot (\S+)$", output, re.MULTILINE)
+    found = re.search(r"^random (\S+)$", output, re.MULTILINE)
+    tiers = re.findall(r"^tier (\w+):", log, re.MULTILINE)
     seconds = _seconds(log)
-    attached = seconds.pop("attached", 0.0)
-    seconds |= {"request": started - asked, "build": ended - started - attached, "gone": gone - ended}
+    attached = seconds.get("attached", 0.0)
+    seconds |= {"gone": gone - ended}
     again = f", at the {tries}. try" if tries > 1 else ""
     console.print(
-        f"build {number}: {'success' if good else 'FAILED'}{again}, worker attached after {attached:.1f} s, "
+        f"build {number}: {'success' if good else 'FAILED'}{again}, {', then '.join(tiers)}, "
+        f"worker attached after {attached:.1f} s, "
         f"VM gone {gone - ended:.1f} s after the build",
         highlight=False,
     )
-    return Outcome(number, good, found[1] if found else "", seconds)
+    return Outcome(number, good, " + ".join(tiers), found[1] if found else "", seconds)
 
 
-def _follow(master: Master, request: int, number: int, status: Any) -> tuple[float, float, int]:
+def _follow(master: Master, request: int, number: int, status: Any) -> tuple[float, int]:
     """Show a build's state until it is done.
 
     Returns:
-        When it began to start its VM, when it ended, and how many tries it took.
+        When it ended, and how many tries it took.
     """
     asked = time.monotonic()
-    current, started = None, 0.0
+    current = None
     while time.monotonic() < asked + (BUILD_S if current is not None else BEGIN_S):
         builds = master.builds(request)
         steps = master.steps(builds[-1]) if builds else []
         if steps and current != builds[-1]["buildid"]:
-            current, started = builds[-1]["buildid"], time.monotonic()
+            current = builds[-1]["buildid"]
         # A build that is to be retried is complete, its request is not.
         if builds and builds[-1]["complete"] and _is_complete(master, request):
-            return started, time.monotonic(), len(builds)
+            return time.monotonic(), len(builds)
         if steps:
             status.update(f"build {number}: {steps[-1]['name']}: {steps[-1]['state_string']}")
         time.sleep(POLL_S)
@@ -209,11 +238,22 @@ def _is_complete(master: Master, request: int) -> bool:
     return bool(found["complete"])
 
 
-def _wait_until_gone(stage: Stage) -> float:
+def _wait_until_gone(files: set[Path]) -> float:
     deadline = time.monotonic() + GONE_S
-    while (stage.processes() or stage.volumes()) and time.monotonic() < deadline:
+    while any(file.exists() for file in files) and time.monotonic() < deadline:
         time.sleep(POLL_S)
     return time.monotonic()
+
+
+def _wait_for_standby(stage: Stage, console: Console) -> None:
+    deadline = time.monotonic() + STANDBY_S
+    with console.status("standby=True: a VM is thawed ahead of time"):
+        while not stage.volumes():
+            if time.monotonic() > deadline:
+                raise DemoFailed(f"no VM stood by within {STANDBY_S} s")
+            time.sleep(POLL_S)
+    time.sleep(RESTORED_S)
+    console.print("standby=True: a VM stands by, thawed and paused", highlight=False)
 
 
 def _outputs(master: Master, build: dict[str, Any]) -> Iterator[str]:
@@ -226,27 +266,35 @@ def _outputs(master: Master, build: dict[str, Any]) -> Iterator[str]:
 
 def _seconds(log: str) -> dict[str, float]:
     """Read how long the parts of a start took from its log."""
-    steps = {name: float(took) for name, took in re.findall(r"^([a-z ]+): ([\d.]+) s", log, re.MULTILINE)}
-    ready = re.search(r"^guest ready after ([\d.]+) s", log, re.MULTILINE)
-    attached = re.search(r"^attached after ([\d.]+) s", log, re.MULTILINE)
-    if not attached:
-        return steps
-    end = float(attached[1])
-    # An image without the helper does not say when it has booted: then that is when it attaches.
-    booted = float(ready[1]) if ready else end
-    resumed = sum(steps.get(name, 0.0) for name in UNTIL_RESUMED)
-    return {**steps, "boot": booted - resumed, "attach": end - booted, "attached": end}
+    parts = dict.fromkeys(("prepare", "create", "freeze", "boot", "attach"), 0.0)
+    done = 0.0
+    for line in log.splitlines():
+        # Not what "guest attaches" took: that is part of the time until the worker is attached.
+        if step := re.match(r"([a-z ]+): ([\d.]+) s$", line):
+            if step[1] != "guest attaches":
+                parts[PARTS.get(step[1], "prepare")] += float(step[2])
+                done += float(step[2])
+        elif ready := re.match(r"guest ready after ([\d.]+) s", line):
+            parts["boot"] += float(ready[1]) - done
+            done = float(ready[1])
+        elif attached := re.match(r"attached after ([\d.]+) s$", line):
+            parts["attach"] = max(0.0, float(attached[1]) - done)
+            return {**parts, "attached": float(attached[1])}
+    return parts
 
 
 def show(console: Console, outcomes: list[Outcome]) -> None:
     """Print the table."""
     table = Table(caption=CAPTION, caption_justify="left")
     table.add_column("build")
+    table.add_column("tier", no_wrap=True)
     for column in COLUMNS:
         table.add_column(column, justify="right")
     for outcome in outcomes:
         cells = [outcome.seconds.get(name) for name in COLUMNS]
-        table.add_row(str(outcome.number), *("-" if cell is None else f"{cell:.2f}" for cell in cells))
+        table.add_row(
+            str(outcome.number), outcome.tier, *("-" if cell is None else f"{cell:.2f}" for cell in cells)
+        )
     console.print(table)
 
 
@@ -312,6 +360,10 @@ def run(stage: Stage, console: Console, serving: bool) -> tuple[list[Outcome], l
             outcomes.append(watch_build(stage, master, console, number))
             if not outcomes[-1].good:
                 break
+        else:
+            master.reconfigure(stage.config(standby=True))
+            _wait_for_standby(stage, console)
+            outcomes.append(watch_build(stage, master, console, BUILDS + 1))
         show(console, outcomes)
         if serving and outcomes[-1].good:
             serve(master, console)
@@ -383,9 +435,9 @@ def main() -> int:
             shutil.rmtree(stage.folder, ignore_errors=True)
     for thing in left:
         print(f"left behind: {thing}")
-    fresh = len({outcome.boot for outcome in outcomes if outcome.good and outcome.boot})
+    fresh = len({outcome.random for outcome in outcomes if outcome.good and outcome.random})
     print(f"demo: {len(outcomes)} builds, {fresh} fresh VMs, {len(left)} left behind")
-    return 0 if (len(outcomes), fresh, len(left)) == (BUILDS, BUILDS, 0) else 1
+    return 0 if (len(outcomes), fresh, len(left)) == (BUILDS + 1, BUILDS + 1, 0) else 1
 
 
 if __name__ == "__main__":

@@ -84,6 +84,14 @@ class Size:
 EMBED_SCHEME = "qemu"
 EMBED_PATH = "/embed"
 
+DRIVERS = frozenset(
+    {
+        *("bhyve", "ch", "esx", "gsx", "hyperv", "lxc", "openvz", "qemu", "remote", "test", "vbox"),
+        *("vmwareplayer", "vmwarews", "vpx", "vz", "xen"),
+    }
+)
+"""What libvirt's connection URIs can begin with; latentvirt is tried with ``qemu`` and ``test``."""
+
 _ALIAS = re.compile(r"[A-Za-z0-9_.-]+")
 """Whether there is such an alias only libvirt's own configuration knows."""
 
@@ -137,6 +145,12 @@ class Connection:
                 f"connection URI {uri!r} cannot be read",
                 remedy="write driver[+transport]://[user@][host][:port]/path, as in 'qemu:///session' or "
                 "'qemu+ssh://user@host/system'",
+            )
+        scheme = urlsplit(uri).scheme.partition("+")[0] if _is_uri(uri) else ""
+        if scheme and scheme not in DRIVERS:
+            raise ConfigError(
+                f"connection URI {uri!r}: libvirt has no driver {scheme!r}",
+                remedy="write one such as 'qemu:///system' or 'qemu+ssh://user@host/system'",
             )
         if slots is not None and (not isinstance(slots, int) or isinstance(slots, bool) or slots < 1):
             raise ConfigError(

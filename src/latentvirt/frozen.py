@@ -103,6 +103,7 @@ class FrozenStore:
     _used: dict[str, float] = attrs.field(init=False, factory=dict)
     _lent: dict[str, int] = attrs.field(init=False, factory=dict)
     _refused: dict[str, tuple[str, float]] = attrs.field(init=False, factory=dict)
+    _distrusted: list[FrozenImage] = attrs.field(init=False, factory=list)
     _failed: set[str] = attrs.field(init=False, factory=set)
     _loaded: bool = attrs.field(init=False, default=False)
 
@@ -164,6 +165,11 @@ class FrozenStore:
         if fingerprint in self._failed:
             self.refuse(fingerprint, "two of its guests in a row did not answer after they were thawed")
         self._failed.add(fingerprint)
+
+    def distrust(self, image: FrozenImage) -> None:
+        """Let no build have an image any more, whose host was lost over it; it is deleted later."""
+        if self._images.pop(image.start, None) is not None:
+            self._distrusted.append(image)
 
     # Use
 
@@ -241,6 +247,8 @@ class FrozenStore:
 
     async def discard_older(self, plan: Plan) -> None:
         """Discard what was frozen of earlier versions of the same image, and what nobody wants."""
+        while self._distrusted:
+            await self.discard(self._distrusted.pop())
         longest = self.seconds() - UNUSED_S
         for image in list(self._images.values()):
             outdated = image.lineage == plan.lineage and image.fingerprint != plan.fingerprint

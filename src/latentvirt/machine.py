@@ -11,7 +11,7 @@ from twisted.python.failure import Failure
 
 from latentvirt.claim import Claim
 from latentvirt.describing import domain_in
-from latentvirt.errors import GuestFailed, LatentvirtError, StartCancelled
+from latentvirt.errors import GuestFailed, HostUnreachable, LatentvirtError, StartCancelled
 from latentvirt.frozen import FrozenStore
 from latentvirt.host import Condition, DomainNews, Host
 from latentvirt.listening import Listener
@@ -234,13 +234,35 @@ class Machine:
         Args:
             what: why; what its user alone can see is a reason as well.
         """
-        if self._over:
-            return
+        if not self._over:
+            what = self._with_console(what)
+            self._tell_failure(GuestFailed(what, host=self.host.uri, domain=self.name))
+
+    def lose(self, what: str) -> None:
+        """Declare the machine of no use because its host is lost, which is no fault of the guest's.
+
+        Args:
+            what: what became of the host.
+        """
+        if not self._over:
+            what = self._with_console(what)
+            self._tell_failure(HostUnreachable(what, host=self.host.uri, domain=self.name))
+
+    def _with_console(self, what: str) -> str:
         ears = self._tiers.ears
         tail = ears.tail(TAIL_LINES) if ears is not None else []
-        if tail:
-            what += "\nThe console's last lines:\n  " + "\n  ".join(tail)
-        self._tell_failure(GuestFailed(what, host=self.host.uri, domain=self.name))
+        return what + ("\nThe console's last lines:\n  " + "\n  ".join(tail) if tail else "")
+
+    async def what_became(self) -> str | None:
+        """Look whether the VM has ended, and say how; None if it runs, or nobody knows."""
+        live = self._tiers.live
+        if live is None or not live.uuid:
+            return None
+        try:
+            news = await self.host.news(live.uuid)
+        except LatentvirtError:
+            return None
+        return news.detail if news.condition.is_end else None
 
     def _tell_failure(self, error: LatentvirtError) -> None:
         self._over = True

@@ -10,7 +10,15 @@ from twisted.internet import defer
 
 from latentvirt import domainxml
 from latentvirt.claim import Claim
-from latentvirt.errors import BadFrozenImage, CannotThaw, HostUnreachable, LatentvirtError, StartCancelled
+from latentvirt.errors import (
+    BadFrozenImage,
+    CannotThaw,
+    ConfigError,
+    HostUnreachable,
+    LatentvirtError,
+    NotFound,
+    StartCancelled,
+)
 from latentvirt.freezing import freeze
 from latentvirt.frozen import FrozenImage, FrozenStore
 from latentvirt.guest import Identity, Ready
@@ -111,7 +119,14 @@ class Tiers:
         """
         network = domainxml.network_of(self.plan.xml)
         if network.kind == "network" and self.host.connection.is_local:
-            self._network_address = await self.host.network_address(network.name)
+            try:
+                self._network_address = await self.host.network_address(network.name)
+            except NotFound as error:
+                raise ConfigError(
+                    f"there is no network {network.name!r}: {error.what}",
+                    host=self.host.uri,
+                    remedy=f"virsh -c '{self.host.uri}' net-list --all shows those that are there",
+                ) from error
         why_not = self._why_not_thaw()
         image = None
         if why_not is None and self.frozen is not None:
@@ -164,6 +179,10 @@ class Tiers:
         except BadFrozenImage as error:
             await self._discard(image, str(error))
             return False
+        except HostUnreachable:
+            # A wrong header can end libvirtd itself; another try with the same image could do so again.
+            self.frozen.distrust(image)
+            raise
         if self.owner.holding:
             self.owner.held()
             return True

@@ -84,7 +84,13 @@ class Lane:
         """
         job: _Job[T] = _Job(what, call, deadline_s, defer.Deferred(), late)
         if self._overdue >= self._places:
-            job.done.errback(Failure(self._timeout(f"did not begin to {what}: no earlier call came back")))
+            job.done.errback(
+                Failure(
+                    self._timeout(
+                        f"was not asked to {what}: {self._places} earlier calls to it have not come back"
+                    )
+                )
+            )
             return job.done
         self._waiting.append(job)
         self._dispatch()

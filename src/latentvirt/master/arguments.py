@@ -145,6 +145,8 @@ def _check_spec(spec: MachineSpec) -> None:
                 f"{what}={path!r} is not an absolute path",
                 remedy="write the whole path, as the host knows it",
             )
+        if path is not None and path.endswith("/"):
+            raise ConfigError(f"{what}={path!r} is a folder", remedy="name the image file in it")
         if path is not None and not path.isprintable():
             raise ConfigError(
                 f"{what}={path!r} has characters that no path on a host should have",
@@ -245,7 +247,7 @@ def read_arguments(
     if isinstance(allow_shared, str) or not (
         isinstance(allow_shared, Collection) and all(isinstance(name, str) for name in allow_shared)
     ):
-        raise ConfigError(f"allow_shared={allow_shared!r} is not a list", remedy="write ['vdb']")
+        raise ConfigError(f"allow_shared={allow_shared!r} is not a list of names", remedy="write ['vdb']")
     for what, value in (("masterFQDN", masterFQDN), ("base_format", base_format), ("network", network)):
         if what == "masterFQDN" and callable(value):
             continue

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from buildbot.process.results import EXCEPTION, SUCCESS
+from twisted.internet import defer
 from twisted.python import log
 
 from latentvirt.claim import Claim
@@ -16,6 +17,9 @@ from latentvirt.master.steplog import StepLog
 
 GUEST_PING_S = 4.0
 """How long an attached guest may take to answer when its host's libvirt does not."""
+
+LOOK_S = 2.0
+"""How long a host may take to say what became of a VM whose worker is gone."""
 
 LOSS = "VM lost"
 
@@ -95,11 +99,11 @@ class Run:
     def host_in_doubt(self, detail: str) -> None:
         """Ask an attached guest itself whether it lives; one that has not attached is given up."""
         if self._worker.conn is None:
-            self.machine.fail(detail)
+            self.machine.lose(detail)
             return
 
         def silent(_: Any) -> None:
-            self.machine.fail(f"{detail}, and the guest does not answer either")
+            self.machine.lose(f"{detail}, and the guest does not answer either")
 
         def answers(_: Any) -> None:
             log.msg(f"latentvirt: {self._worker.name}: {detail}; its guest answers, so the build goes on")
@@ -127,12 +131,22 @@ class Run:
         if not self.machine.failed_already:
             self._orphans = self._building()
 
-    def ended(self) -> None:
+    async def ended(self) -> None:
         """The VM is about to be ended: say what has not been said."""
+        unexplained = UNEXPLAINED
+        if self._orphans:
+            # libvirt tells of an end late if it was restarted meanwhile; asked, it knows at once.
+            looking = defer.ensureDeferred(self.machine.what_became())
+            looking.addTimeout(LOOK_S, self._worker.master.reactor)
+            try:
+                unexplained = await looking or UNEXPLAINED
+            except defer.TimeoutError:
+                pass  # a host that does not answer has been told of elsewhere
         self.console(self.machine.rest_of_console())
         self._steps.finish(EXCEPTION, str(self.failure or GuestFailed("the worker did not attach")))
         if self._orphans:
-            self._explain_loss(UNEXPLAINED)
+            host = self.record.host.uri
+            self._explain_loss(f"[host {host}, domain {self.machine.name}] {unexplained}")
 
     def _explain_loss(self, why: str) -> None:
         """Say in the page of each build that was lost what became of its VM."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 from twisted.internet import defer
@@ -32,14 +33,18 @@ async def at_most(doing: defer.Deferred[Any], seconds: float, clock: Any) -> Non
 
 
 async def unless(
-    cancel: defer.Deferred[None], doing: defer.Deferred[None], error: Exception, patience_s: float, clock: Any
+    cancel: defer.Deferred[None],
+    doing: defer.Deferred[None],
+    error: Callable[[], Exception],
+    patience_s: float,
+    clock: Any,
 ) -> None:
     """Wait for something, but not for long once it is called off; then it goes on by itself.
 
     Args:
         cancel: fires when it is called off.
         doing: what is waited for; it is expected to hear of `cancel` by itself.
-        error: what is raised if it does not end in time after that.
+        error: makes what is raised if it does not end in time after that.
         patience_s: how long it may take to end by itself.
         clock: IReactorTime.
     """
@@ -53,7 +58,7 @@ async def unless(
             waiting.callback(result)
 
     def give_up() -> None:
-        waiting.errback(Failure(error))
+        waiting.errback(Failure(error()))
 
     def called_off(_: Any) -> None:
         nonlocal timer

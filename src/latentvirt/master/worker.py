@@ -86,6 +86,7 @@ class LibVirtWorker(CompatibleLatentWorkerMixin, AbstractLatentWorker):
         self._cancel: defer.Deferred[None] | None = None
         self._blameless = False
         self._last_spec: MachineSpec | None = None
+        self._began = 0.0
         if len(args) > len(POSITIONAL):
             config.error(
                 f"LibVirtWorker {name!r}: {2 + len(args)} positional arguments were given; there are at most "
@@ -206,10 +207,10 @@ class LibVirtWorker(CompatibleLatentWorkerMixin, AbstractLatentWorker):
         # As long as the VM does not run, it is not the guest that takes its time.
         self._blameless = True
         cancel = self._cancel = defer.Deferred()
+        self._began = self.master.reactor.seconds()
         try:
             start = defer.ensureDeferred(self._starting(build, steps, cancel).go())
-            slow = StartCancelled("the start was cancelled, and its host takes its time to undo it")
-            await unless(cancel, start, slow, CANCEL_S, self.master.reactor)
+            await unless(cancel, start, self._called_off, CANCEL_S, self.master.reactor)
         except LatentvirtError as error:
             self._blameless = error.fault != "guest"
             cancelled = isinstance(error, StartCancelled)
@@ -225,6 +226,17 @@ class LibVirtWorker(CompatibleLatentWorkerMixin, AbstractLatentWorker):
             self._cancel = None
         self._blameless = False
         return True
+
+    def _called_off(self) -> StartCancelled:
+        """Say why a start came to nothing that does not end by itself."""
+        took = self.master.reactor.seconds() - self._began
+        if self.missing_timeout and took >= self.missing_timeout:
+            return StartCancelled(
+                f"the worker was not attached within missing_timeout={self.missing_timeout:g} s, and its VM "
+                "does not run yet",
+                remedy="look at the last line above: that is what it waits for",
+            )
+        return StartCancelled("the start was called off, and what it waits for takes its time to end")
 
     def _starting(self, build: Any, steps: StepLog, cancel: defer.Deferred[None]) -> Starting:
         _, hub = self._parts()
@@ -323,7 +335,7 @@ class LibVirtWorker(CompatibleLatentWorkerMixin, AbstractLatentWorker):
         if run.failure is not None:
             self._blameless = run.failure.fault != "guest"
             self._note_host(run.record, run.failure)
-        run.ended()
+        await run.ended()
         if not fast and self.master.running:
             # The next start does not wait for it: it has a place of its own, or clears this one.
             hub.end_later(run.record, run.claim, run.machine, arguments.graceful_shutdown_s)

@@ -1,0 +1,233 @@
+"""Standbys on a fake host: how many there are, who gets them, and when they give way."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import libvirt
+import pytest
+from twisted.internet import defer
+
+from latentvirt import prefer_ready
+from latentvirt.config import Connection
+from latentvirt.master.record import HostRecord
+from latentvirt.master.worker import LibVirtWorker
+from latentvirt.testing import FakeGuest
+from reactorthread import on_reactor, run
+from stagemaster import Build, StageMaster, close_stage, open_stage
+from test_worker import BASE, URI, _settle, _start, _stop
+
+FULL_MIB = 100_000
+
+
+@pytest.fixture
+def master() -> Iterator[StageMaster]:
+    """A master on a fake host with a base image, whose guests can be frozen."""
+    opened = open_stage()
+    host = opened.fake.inspect(URI)
+    host.add_file(BASE)
+    host.guests = lambda domain: FakeGuest(says_ready=True)
+    yield opened
+    close_stage(opened)
+
+
+def a_worker(master: StageMaster, name: str, **kwargs: Any) -> LibVirtWorker:
+    """Configure a worker that is running and idle."""
+    arguments = {"uri": URI, "base_image": BASE, "size": {"memory": 64}, **kwargs}
+    worker = on_reactor(lambda: master.worker(name, None, **arguments))
+    worker.running = True
+    on_reactor(lambda: master.hub.standbys.hear_of(worker))
+    return worker
+
+
+def tend(master: StageMaster, worker: LibVirtWorker) -> HostRecord:
+    """See to the standbys of a worker's host, and wait until that is done."""
+    record = on_reactor(lambda: master.hub.record(Connection(URI, slots=_slots(worker))))
+    on_reactor(lambda: master.hub.standbys.tend(record))
+    _settle(master)
+    return record
+
+
+def _slots(worker: LibVirtWorker) -> int | None:
+    assert worker._arguments is not None
+    return worker._arguments.connection.slots
+
+
+def built(worker: LibVirtWorker) -> str:
+    """Run one build's VM, and return the log of its start."""
+    master: StageMaster = worker.master
+    before = len(master.data.updates.text)
+    _start(worker, Build(len(master.data.updates.written) + 1))
+    until(lambda: "guest attaches" in master.data.updates.text[before:])
+    text = master.data.updates.text[before:]
+    _stop(worker)
+    return text
+
+
+def until(true: Callable[[], bool]) -> None:
+    """Let the reactor go on until something is true; a test that waits in vain is ended by its timeout."""
+    while not true():
+        on_reactor(lambda: None)
+
+
+def paused(master: StageMaster) -> int:
+    """Count the VMs that wait."""
+    host = master.fake.inspect(URI)
+    domains = [host.domain(name) for name in host.running()]
+    return sum(1 for domain in domains if domain is not None and domain.state == libvirt.VIR_DOMAIN_PAUSED)
+
+
+def test_as_many_stand_by_as_idle_workers_ask_for(master: StageMaster) -> None:
+    """Each idle worker that asks for it has a VM that waits, whichever build comes first."""
+    workers = [a_worker(master, name, standby=True) for name in ("a", "b")]
+    a_worker(master, "c")
+    tend(master, workers[0])
+    assert paused(master) == 2
+    assert "tier standby" in built(workers[1])
+    _settle(master)
+    assert paused(master) == 2
+
+
+def test_any_worker_takes_the_standby_that_fits(master: StageMaster) -> None:
+    """A standby belongs to no worker: one that did not ask for it takes it if its VM would be the same."""
+    asking = a_worker(master, "asking", standby=True)
+    other = a_worker(master, "other")
+    larger = a_worker(master, "larger", size={"memory": 128})
+    tend(master, asking)
+    assert "tier freeze" in built(larger)
+    assert "tier standby" in built(other)
+
+
+def test_standbys_give_way_where_memory_is_short(master: StageMaster) -> None:
+    """A build whose VM would not fit beside the standbys gets their room."""
+    asking = a_worker(master, "asking", standby=True)
+    larger = a_worker(master, "larger", size={"memory": 1024})
+    tend(master, asking)
+    assert paused(master) == 1
+    host = master.fake.inspect(URI)
+    host.memory.update(free=1, buffers=0, cached=0)
+    _start(larger)
+    assert paused(master) == 0
+    _stop(larger)
+
+
+def test_standbys_give_way_to_builds_where_places_are_few(master: StageMaster) -> None:
+    """On a host with one place a build that needs another VM takes the standby's place."""
+    connection = Connection(URI, slots=1)
+    asking = a_worker(master, "asking", uri=None, connection=connection, standby=True)
+    other = a_worker(master, "other", uri=None, connection=connection, size={"memory": 128})
+    tend(master, asking)
+    assert paused(master) == 1
+    _start(other)
+    assert (paused(master), len(master.fake.inspect(URI).running())) == (0, 1)
+    _stop(other)
+
+
+def test_a_standby_ends_when_its_base_image_is_replaced(master: StageMaster) -> None:
+    """No build ever runs on a standby of an older image; it is given up and made anew."""
+    worker = a_worker(master, "a", standby=True)
+    tend(master, worker)
+    (old,) = master.fake.inspect(URI).running()
+    before = master.fake.inspect(URI).domain(old)
+    host = master.fake.inspect(URI)
+    host.files[BASE].touch()
+    text = built(worker)
+    assert "tier standby" not in text
+    _settle(master)
+    after = master.fake.inspect(URI).domain(old)
+    assert after is not before
+
+
+def test_a_standby_that_fails_is_replaced(master: StageMaster) -> None:
+    """A VM that ends while it stands by is noticed, and another is made."""
+    worker = a_worker(master, "a", standby=True)
+    tend(master, worker)
+    (name,) = master.fake.inspect(URI).running()
+    domain = master.fake.inspect(URI).domain(name)
+    assert domain is not None
+    domain.kill()
+    until(lambda: master.fake.inspect(URI).domain(name) is not domain)
+    tend(master, worker)
+    assert paused(master) == 1
+    assert "tier standby" in built(worker)
+
+
+def test_nothing_is_left_of_a_standby_when_the_master_stops() -> None:
+    """A master that stops ends its standbys, and keeps what is frozen."""
+    master = open_stage()
+    host = master.fake.inspect(URI)
+    host.add_file(BASE)
+    host.guests = lambda domain: FakeGuest(says_ready=True)
+    tend(master, a_worker(master, "a", standby=True))
+    assert paused(master) == 1
+    folder = f"/images/latentvirt-{master.hub.owner}"
+    close_stage(master)
+    assert host.running() == []
+    kinds = {name.split(".")[2] for name in host.listing(folder) if not name.startswith("lease.")}
+    assert kinds == {"frozen", "memory", "overlay"}
+    assert len([name for name in host.listing(folder) if ".overlay." in name]) == 1
+
+
+def test_a_build_prefers_the_worker_that_can_begin_soonest(master: StageMaster) -> None:
+    """With prefer_ready builds go to a worker with a standby, else to one with a frozen image."""
+
+    class Candidate:
+        """Buildbot's WorkerForBuilder, as far as it matters."""
+
+        def __init__(self, worker: LibVirtWorker) -> None:
+            self.worker = worker
+
+    ready = a_worker(master, "ready", standby=True)
+    warm = a_worker(master, "warm", size={"memory": 128})
+    cold = a_worker(master, "cold", size={"memory": 256})
+    built(warm)
+    tend(master, ready)
+    candidates = [Candidate(worker) for worker in (cold, warm, ready)]
+
+    def chosen(of: list[Candidate]) -> LibVirtWorker:
+        return on_reactor(lambda: prefer_ready(None, of, None)).worker  # type: ignore[no-any-return]
+
+    assert chosen(candidates) is ready
+    assert chosen(candidates[:2]) is warm
+    assert chosen(candidates[:1]) is cold
+    assert prefer_ready(None, [], None) is None
+
+
+def test_slots_are_frozen_ahead_when_the_host_is_idle(
+    master: StageMaster, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Once one build has frozen its VM, an idle host freezes as many places as there are workers."""
+    monkeypatch.setattr("latentvirt.master.standby.AHEAD_AFTER_S", 0.0)
+    workers = [a_worker(master, name) for name in ("a", "b")]
+    built(workers[0])
+    tend(master, workers[0])
+    names = master.fake.inspect(URI).listing(f"/images/latentvirt-{master.hub.owner}")
+    assert {name.split(".")[0] for name in names if ".frozen." in name} == {"slot1", "slot2"}
+    assert master.fake.inspect(URI).running() == []
+
+
+def test_back_to_back_builds_thaw_in_the_place_that_is_just_being_freed(master: StageMaster) -> None:
+    """A build that follows at once on another waits for its place, rather than to boot beside it."""
+    worker = a_worker(master, "a")
+    built(worker)
+    for _ in range(3):
+        assert "tier thaw" in built(worker)
+    _start(worker)
+    hang = master.fake.inspect(URI).trouble.hang("domain.destroy")
+
+    async def stop() -> None:
+        await worker.stop_instance()
+
+    run(stop())
+    assert hang.entered.acquire(timeout=60)
+    starting: list[bool] = []
+
+    async def start() -> None:
+        starting.append(bool(await worker.start_instance(Build(99))))
+
+    on_reactor(lambda: defer.ensureDeferred(start()))
+    hang.release()
+    until(lambda: bool(starting))
+    assert master.data.updates.text.rindex("tier thaw") > master.data.updates.text.rindex("tier freeze")
+    _stop(worker)
