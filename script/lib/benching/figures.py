@@ -14,6 +14,9 @@ FLOORS = {"boot": "raw_boot", "thaw": "raw_thaw"}
 SECTIONS = {"stock": "start", "tuned": "start_tuned"}
 """Where in the result an image's figures are."""
 
+PART_OF_START = "start: "
+"""Begins the names of phases that are a part of the phase ``start``."""
+
 MOST, LEAST = "at most", "at least"
 
 

@@ -8,7 +8,7 @@ from pathlib import Path
 import attrs
 from stockimage import Image
 
-from benching.figures import Sample
+from benching.figures import PART_OF_START, Sample
 from benching.rawqemu import ATTACH_S
 from benching.stage import Line, Stage, overlay, parts_of, tiers_of
 from latentvirt.guest import Identity
@@ -125,9 +125,14 @@ class Latent(Peer):
         phases = {
             "dispatch": at["starting"] - at["requested"],
             "start": at["started"] - at["starting"],
-            "attach": at["attached"] - at["started"],
-            **{f"start: {part}": seconds for part, seconds in parts_of(log).items()},
         }
+        attaching = self._line.told("attaching", worker=self.name)
+        if attaching is None:  # Buildbot's own worker hears nothing of its guest
+            phases["guest"] = at["attached"] - at["started"]
+        else:
+            phases["guest"] = attaching.at - at["started"]
+            phases["attach"] = at["attached"] - attaching.at
+        phases |= {f"{PART_OF_START}{part}": seconds for part, seconds in parts_of(log).items()}
         total = at["attached"] - at["requested"]
         return Sample(self.image.name, self.tier, number, total, phases), tiers_of(log)
 
@@ -159,9 +164,16 @@ class RawBoot(Peer):
             machine.wait_ready()
             ready = time.monotonic()
             machine.identify()
+            machine.wait_attaching()
+            told = time.monotonic()
             attached = self._line.wait("attached", ATTACH_S, worker=self.name).at
         self._line.wait("detached", worker=self.name)
-        phases = {"overlay": made - began, "boot": ready - made, "attach": attached - ready}
+        phases = {
+            "overlay": made - began,
+            "boot": ready - made,
+            "identity": told - ready,
+            "attach": attached - told,
+        }
         return Sample(self.image.name, self.tier, number, attached - began, phases)
 
 

@@ -8,7 +8,7 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
-from benching.figures import SECTIONS, targets_of
+from benching.figures import PART_OF_START, SECTIONS, targets_of
 
 MIB = 1 << 20
 NOISE = 0.05
@@ -69,9 +69,24 @@ def _tiers(image: str, section: Mapping[str, Any]) -> Table:
             *(f"{figures[key]:.3f}" for key in ("median_s", "q1_s", "q3_s")),
             str(figures["rounds"]),
             "" if over is None else f"{over:+.3f}",
-            ", ".join(f"{name} {seconds:.3f}" for name, seconds in figures["phases_s"].items()),
+            _phases(figures["phases_s"]),
         )
     return table
+
+
+def _phases(phases: Mapping[str, float]) -> str:
+    """Write phases in a row, the parts of a start in brackets behind it."""
+
+    def row(some: Mapping[str, float]) -> str:
+        return ", ".join(f"{name} {seconds:.3f}" for name, seconds in some.items())
+
+    parts = {
+        name.removeprefix(PART_OF_START): seconds
+        for name, seconds in phases.items()
+        if name.startswith(PART_OF_START)
+    }
+    whole = row({name: seconds for name, seconds in phases.items() if not name.startswith(PART_OF_START)})
+    return f"{whole} (start: {row(parts)})" if parts else whole
 
 
 def _frozen(sizes: Mapping[str, Mapping[str, int]]) -> Table:

@@ -22,6 +22,7 @@ from benching.processors import Usage
 from benching.rawqemu import RawMachine, command_of_libvirt
 from latentvirt.guest import Identity
 from latentvirt.master.arguments import OURS
+from latentvirt.names import slot_of_domain
 from masters import RETRY, Master
 from privatelibvirt import PrivateLibvirtd, private_libvirtd
 
@@ -50,7 +51,7 @@ DOMAIN = """<domain type='qemu'>
     <type arch='x86_64' machine='q35'>hvm</type>
     <kernel>{image.kernel}</kernel>
     <initrd>{image.initrd}</initrd>
-    <cmdline>{image.cmdline}</cmdline>
+    <cmdline>{image.cmdline} latentvirt.bench={name}</cmdline>
   </os>
   <features><acpi/></features>
   <on_crash>destroy</on_crash>
@@ -76,14 +77,18 @@ LAYER = """
 CONFIG_HEAD = """
 import sys
 sys.path.insert(0, {lib!r})
-from benching.stopwatch import Stopwatch, timed
+from benching.stopwatch import Stopwatch, tell_of_guests, timed
+from latentvirt.master.run import Run
+tell_of_guests(Run)
 c['services'] = [Stopwatch()]
 InTree, Ours, Plain = timed(worker.LibVirtWorker), timed(LibVirtWorker), worker.Worker
 """
 
 
 def domain(name: str, image: Image, disk: Path, *, channel: bool = False, chain: Sequence[Path] = ()) -> str:
-    """Describe a domain; all peers have the same.
+    """Describe a domain; all peers have the same, but for a word that the guest's kernel passes over.
+
+    Without that word a build of one tier's worker could take what was frozen, or stands by, for another's.
 
     Args:
         name: of the domain.
@@ -105,7 +110,7 @@ class Event:
     """What the master told.
 
     Args:
-        name: ``requested``, ``starting``, ``started``, ``attached``, ``detached`` or ``built``.
+        name: ``requested``, ``starting``, ``started``, ``attaching``, ``attached``, ``detached``, ``built``.
         at: monotonic seconds.
         said: the whole of it.
     """
@@ -148,6 +153,13 @@ class Line:
             if left <= 0:
                 raise TimeoutError(f"no {name} of {which} within {seconds:.0f} s")
             self._receive(left)
+
+    def told(self, name: str, **which: object) -> Event | None:
+        """Return an event that was told already; None if there is none."""
+        try:
+            return self.wait(name, 0.0, **which)
+        except TimeoutError:
+            return None
 
     def wait_built(self, builder: str) -> tuple[Event, list[Event]]:
         """Wait until a build that was asked for is done; returns it, and those that were tried before it."""
@@ -278,7 +290,7 @@ class Stage:
 
     def memory_bytes(self, name: str) -> int:
         """Return the size of the memory image that latentvirt has made for a worker."""
-        (file,) = self.disks.glob(f"latentvirt-*/*{name}*.memory.*")
+        (file,) = self.disks.glob(f"latentvirt-*/{slot_of_domain(name)}.*.memory.*")
         return file.stat().st_size
 
     def waits_paused(self, name: str) -> bool:
@@ -306,7 +318,8 @@ def parts_of(log: str) -> dict[str, float]:
     """Read ``part: seconds s`` from the log of a start; parts that come more than once are added up."""
     parts: dict[str, float] = {}
     for name, seconds in re.findall(r"^([a-z][a-z ]*): (\d+\.\d+) s\b", log, re.MULTILINE):
-        parts[name] = parts.get(name, 0.0) + float(seconds)
+        if float(seconds):  # "guest attaches" only says that it does
+            parts[name] = parts.get(name, 0.0) + float(seconds)
     return parts
 
 

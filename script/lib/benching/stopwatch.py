@@ -109,6 +109,18 @@ class Stopwatch(BuildbotService):
         tell("built", builder=builder["name"], build=message["buildid"], results=message["results"])
 
 
+def tell_of_guests(listener: type) -> None:
+    """Have latentvirt's listener of a start tell here, too, when its guest takes its identity."""
+    progress = listener.progress  # type: ignore[attr-defined]
+
+    def progress_and_tell(self: Any, step: str, seconds: float, note: str) -> None:
+        if step == "guest attaches":
+            tell("attaching", worker=self._worker.name)
+        progress(self, step, seconds, note)
+
+    listener.progress = progress_and_tell  # type: ignore[attr-defined]
+
+
 def timed(base: type) -> type:
     """Make of a latent worker's class one that tells when its start begins and ends."""
 
