@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import os
 import re
+import shutil
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -112,3 +114,162 @@ def test_builds_on_thawed_vms_have_nothing_in_common(stage: Stage, tmp_path: Pat
             assert len({look[key] for look in seen}) == len(seen)
         assert frozen(stage) == images
         assert Fingerprint.of(stage.base) == base
+
+
+KILL_AFTER = """
+import os
+from latentvirt.undertaking import Undertaking
+
+step_of_a_start = Undertaking.step
+
+async def killing_step(self, name, doing, note=''):
+    result = await step_of_a_start(self, name, doing, note)
+    if name == {step!r} and not os.path.exists('killed'):
+        open('killed', 'w').close()
+        os.kill(os.getpid(), 9)
+    return result
+
+Undertaking.step = killing_step
+"""
+
+
+def starts(files: list[str]) -> set[str]:
+    """Name the starts that files belong to."""
+    return {Path(file).name.split(".")[1] for file in files}
+
+
+@pytest.mark.parametrize(
+    ("step", "standby"),
+    [
+        ("guest prepares", False),
+        ("make the memory file", False),
+        ("save memory", False),
+        ("publish the frozen image", False),
+        ("restore", False),
+        pytest.param("save memory", True, marks=pytest.mark.soak),
+        ("attach console and channel", True),
+    ],
+)
+def test_master_killed_while_it_freezes_thaws_or_stands_by(
+    stage: Stage, tmp_path: Path, step: str, standby: bool
+) -> None:
+    """A master that dies in a freeze, a thaw or a standby leaves only whole images after its return."""
+    given = stage.given("minion1", stage.images, stage.busybox, "lv.channel", start="auto")
+    worker = (
+        f"c['workers'].append(LibVirtWorker({given}, standby={standby}))\nbuilder('b', ['minion1'], 'true')"
+    )
+    with running(tmp_path / "master", KILL_AFTER.format(step=step) + worker) as master:
+        if not standby:
+            master.force("b")
+        assert master.process is not None
+        master.process.wait(60)
+        left = stage.files()
+        whole = {Path(file).name.split(".")[1] for file in left if ".frozen." in file}
+        assert bool(whole) == (step in ("publish the frozen image", "restore"))
+        half = starts(left) - whole
+        assert half or step == "publish the frozen image"
+        master.start()
+        master.wait_for(lambda: not half & starts(stage.files()), 40, f"the sweep of {half}")
+        assert whole <= starts(stage.files())
+        # What is whole is used: the build that comes back goes on from it.
+        if whole:
+            master.wait_for(lambda: "tier thaw" in _tiers(master), 60, "a thaw")
+    assert set(frozen(stage)) == {Path(file).name for file in stage.files()}
+
+
+def _tiers(master: Master) -> str:
+    builds = master.rest("builds")["builds"]
+    return "".join(master.text(build, "start VM", "progress") for build in builds)
+
+
+def test_libvirtd_restarted_while_a_vm_stands_by(stage: Stage, tmp_path: Path) -> None:
+    """A build after libvirtd was restarted finds a standby made anew, or does without."""
+    given = stage.given("minion1", stage.images, stage.debian, start="auto")
+    config = f"c['workers'].append(LibVirtWorker({given}, standby=True))\nbuilder('b', ['minion1'], {LOOK!r})"
+
+    def stands_by() -> bool:
+        return "minion1" in stage.domains() and "paused" in stage.libvirtd.virsh("domstate", "minion1")
+
+    with running(tmp_path / "master", config) as master:
+        built(master)
+        master.wait_for(stands_by, 60, "a standby")
+        stage.libvirtd.restart()
+        progress, _ = built(master)
+        assert tier(progress) in ("standby", "thaw")
+        master.wait_for(stands_by, 60, "another standby")
+        progress, _ = built(master)
+        assert tier(progress) in ("standby", "thaw")
+    assert stage.domains() == []
+    assert set(frozen(stage)) == {Path(file).name for file in stage.files()}
+
+
+def test_a_base_image_replaced_between_builds(stage: Stage, tmp_path: Path) -> None:
+    """The build after a new base image was published runs on it, although an older one is frozen."""
+    given = stage.given("minion1", stage.images, stage.debian, start="auto")
+    config = f"c['workers'].append(LibVirtWorker({given}))\nbuilder('b', ['minion1'], {LOOK!r})"
+    with running(tmp_path / "master", config) as master:
+        built(master)
+        old = frozen(stage)
+        new = stage.images / "new"
+        shutil.copyfile(stage.base, new)
+        new.chmod(0o644)
+        os.replace(new, stage.base)
+        progress, _ = built(master)
+        assert "tier freeze" in progress
+        only_frozen(stage, master)
+        assert not set(frozen(stage)) & set(old)
+
+
+@pytest.mark.soak
+@pytest.mark.timeout(3600)
+def test_two_hundred_builds_in_a_row_on_one_slot(stage: Stage, tmp_path: Path) -> None:
+    """Two hundred thawed builds differ in password and randomness, and leave host and master as they were."""
+    base = Fingerprint.of(stage.base)
+    given = stage.given("minion1", stage.images, stage.debian, start="auto")
+    config = f"""
+import hashlib
+from latentvirt.guest import Identity
+identities = Identity.__init__
+
+def noting(self, **said):
+    with open('passwords', 'a') as file:
+        print(hashlib.sha256(said['password'].encode()).hexdigest(), file=file)
+    identities(self, **said)
+
+Identity.__init__ = noting
+c['workers'].append(LibVirtWorker({given}))
+builder('b', ['minion1'], {LOOK!r})
+"""
+    with running(tmp_path / "master", config) as master:
+        built(master)
+        only_frozen(stage, master)
+        images = frozen(stage)
+        seen: list[dict[str, str]] = []
+        settled = (0, 0, 0)
+        for number in range(TURNS):
+            progress, output = built(master)
+            assert tier(progress) == "thaw"
+            seen.append(values(output))
+            if number == TURNS // 4:
+                settled = held(master)
+        only_frozen(stage, master)
+        assert frozen(stage) == images
+        threads, files, memory = held(master)
+        assert threads <= settled[0]
+        assert files <= settled[1] + 2  # two requests of ours may be open
+        assert memory <= settled[2] * 1.1
+        passwords = (master.folder / "passwords").read_text().split()
+    assert len(set(passwords)) == len(passwords) >= TURNS
+    for key in ("urandom", "uuid"):
+        assert len({look[key] for look in seen}) == TURNS
+    assert Fingerprint.of(stage.base) == base
+
+
+def held(master: Master) -> tuple[int, int, int]:
+    """Count the master's threads, its open files, and the KiB of its memory."""
+    folder = Path(f"/proc/{master.pid}")
+    status = (folder / "status").read_text()
+    numbers = {
+        key: int(re.findall(rf"^{key}:\s+(\d+)", status, re.MULTILINE)[0]) for key in ("Threads", "VmRSS")
+    }
+    return numbers["Threads"], len(list((folder / "fd").iterdir())), numbers["VmRSS"]

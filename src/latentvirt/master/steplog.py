@@ -10,8 +10,11 @@ from twisted.internet import defer
 
 logger = logging.getLogger(__name__)
 
-FLUSH_S = 0.5
-"""Console lines are written so seldom: each write is a transaction of the master's database."""
+WRITE_EVERY_S = 1.0
+"""Lines are written so seldom: each write is some transactions of the master's database, and a worker that
+attaches waits for its own in the same line."""
+
+LONGEST_STATE = 200
 
 _OUTPUT, _HEADER = "o", "h"  # Buildbot's prefixes of the lines of a stdio log
 
@@ -31,13 +34,14 @@ class StepLog:
         self._master = master
         self._name = name
         self._done: defer.Deferred[None] = defer.succeed(None)
+        self._buildid = buildid
+        self._began = int(master.reactor.seconds())
         self._stepid: int | None = None
         self._logs: dict[str, int] = {}
-        self._buffer: list[str] = []
-        self._flush: Any = None
+        self._unwritten: dict[str, list[str]] = {}
+        self._state: str | None = None
+        self._timer: Any = None
         self._finished = buildid is None
-        if buildid is not None:
-            self._queue(self._begin(buildid))
 
     def _queue(self, doing: Any) -> None:
         async def next_one(before: defer.Deferred[None]) -> None:
@@ -50,45 +54,42 @@ class StepLog:
 
         self._done = defer.ensureDeferred(next_one(self._done))
 
-    async def _begin(self, buildid: int) -> None:
-        updates = self._master.data.updates
-        self._stepid, _, _ = await updates.addStep(buildid=buildid, name=self._name)
-        await updates.startStep(self._stepid, locks_acquired=True)
-
-    async def _append(self, log: str, content: str) -> None:
-        updates = self._master.data.updates
-        if self._stepid is None:
-            return
-        if log not in self._logs:
-            self._logs[log] = await updates.addLog(self._stepid, log, "s")
-        await updates.appendLog(self._logs[log], content)
-
     def progress(self, line: str) -> None:
         """Add a line to the log of the start, and show it as the step's state."""
-        if self._finished:
-            return
-        self._queue(self._append("progress", _lines(_HEADER, [line])))
-        self._queue(self._state(line))
-
-    async def _state(self, text: str) -> None:
-        if self._stepid is not None:
-            await self._master.data.updates.setStepStateString(self._stepid, text.splitlines()[0][:200])
+        self._state = line.splitlines()[0][:LONGEST_STATE]
+        self._add("progress", _lines(_HEADER, [line]))
 
     def console(self, lines: list[str]) -> None:
         """Add lines to the console's log."""
+        self._add("console", _lines(_OUTPUT, lines))
+
+    def _add(self, log: str, text: str) -> None:
         if self._finished:
             return
-        self._buffer.extend(lines)
-        if self._flush is None:
-            self._flush = self._master.reactor.callLater(FLUSH_S, self._flush_console)
+        self._unwritten.setdefault(log, []).append(text)
+        if self._timer is None:
+            self._timer = self._master.reactor.callLater(WRITE_EVERY_S, self._flush)
 
-    def _flush_console(self) -> None:
-        if self._flush is not None and self._flush.active():
-            self._flush.cancel()
-        self._flush = None
-        lines, self._buffer = self._buffer, []
-        if lines:
-            self._queue(self._append("console", _lines(_OUTPUT, lines)))
+    def _flush(self) -> None:
+        if self._timer is not None and self._timer.active():
+            self._timer.cancel()
+        self._timer = None
+        unwritten, self._unwritten = self._unwritten, {}
+        state, self._state = self._state, None
+        self._queue(self._write(unwritten, state))
+
+    async def _write(self, unwritten: dict[str, list[str]], state: str | None) -> None:
+        updates = self._master.data.updates
+        if self._stepid is None:
+            # Made no sooner than there is something to write: a quick start is over before that.
+            self._stepid, _, _ = await updates.addStep(buildid=self._buildid, name=self._name)
+            await updates.startStep(self._stepid, started_at=self._began, locks_acquired=True)
+        for log, texts in unwritten.items():
+            if log not in self._logs:
+                self._logs[log] = await updates.addLog(self._stepid, log, "s")
+            await updates.appendLog(self._logs[log], "".join(texts))
+        if state is not None:
+            await updates.setStepStateString(self._stepid, state)
 
     def finish(self, results: int, state: str) -> defer.Deferred[None]:
         """End the step; what comes later is dropped.
@@ -101,9 +102,9 @@ class StepLog:
             A Deferred that fires when all is written.
         """
         if not self._finished:
-            self._flush_console()
             self.progress(state)
             self._finished = True
+            self._flush()
             self._queue(self._end(results))
         return self._done
 
