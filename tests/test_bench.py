@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -26,7 +27,10 @@ from benching.figures import (  # noqa: E402
 from benching.plot import plot  # noqa: E402
 from benching.processors import Usage, others_share  # noqa: E402
 from benching.rawqemu import command_of_libvirt  # noqa: E402
-from benching.stage import parts_of, tiers_of  # noqa: E402
+from benching.stage import parts_of, tiers_of, with_identity  # noqa: E402
+from stockimage import Image  # noqa: E402
+
+from latentvirt.guest import Identity  # noqa: E402
 
 SVG = "{http://www.w3.org/2000/svg}"
 FROZEN = {"stock": {"raw": 240, "latentvirt": 200}, "tuned": {"raw": 150, "latentvirt": 110}}
@@ -200,3 +204,25 @@ def test_our_own_work_is_not_taken_for_that_of_others() -> None:
     after = Usage.now()
     assert after.ours - before.ours >= 0.15
     assert after.everybody - before.everybody >= (after.ours - before.ours) / 2
+
+
+@pytest.mark.libvirt
+@pytest.mark.parametrize("offset", [0, 1 << 20], ids=["bare", "partition"])
+def test_the_in_tree_workers_guest_knows_its_name_beforehand(tmp_path: Path, offset: int) -> None:
+    """Buildbot's own worker tells its guest nothing, so that its copy of an image holds name and password."""
+    tree, raw, disk, copy = (tmp_path / name for name in ("tree", "raw", "disk", "copy"))
+    (tree / "etc").mkdir(parents=True)
+    made = ["mke2fs", "-q", "-t", "ext4", "-d", tree, "-E", f"offset={offset}", raw, "4M"]
+    subprocess.run(made, check=True, capture_output=True)
+    subprocess.run(["qemu-img", "convert", "-f", "raw", "-O", "qcow2", raw, disk], check=True)
+    image = Image("stock", disk, kernel=disk, initrd=disk, cmdline="", offset=offset)
+    with_identity(image, copy, Identity(name="w", password="sekrit", master="10.0.2.2:1"))
+    subprocess.run(["qemu-img", "convert", "-O", "raw", copy, raw], check=True)
+    read = ["debugfs", "-R", "cat /etc/latentvirt/worker.json", f"{raw}?offset={offset}"]
+    said = json.loads(subprocess.run(read, check=True, capture_output=True, text=True).stdout)
+    assert said == {"name": "w", "password": "sekrit", "master": "10.0.2.2:1"}
+    shutil.rmtree(tree / "etc")
+    subprocess.run(made, check=True, capture_output=True)
+    subprocess.run(["qemu-img", "convert", "-f", "raw", "-O", "qcow2", raw, disk], check=True)
+    with pytest.raises(RuntimeError, match="could not be written"):
+        with_identity(image, copy, Identity(name="w", password="sekrit", master="10.0.2.2:1"))

@@ -41,6 +41,7 @@ LONGEST_PREFIX = "lv-b-"
 HAS_TIERS = "start" in OURS
 """Whether this latentvirt can thaw."""
 
+HELPER_FOLDER = "/etc/latentvirt"
 PREPARATION_LOG = ("start VM", "progress")
 
 DOMAIN = """<domain type='qemu'>
@@ -341,15 +342,17 @@ def with_identity(image: Image, target: Path, identity: Identity) -> None:
         raw, file = Path(temporary) / "raw", Path(temporary) / "worker.json"
         file.write_text(json.dumps(said) + "\n")
         subprocess.run(["qemu-img", "convert", "-O", "raw", image.disk, raw], check=True)
-        commands = f"mkdir /etc/latentvirt\nwrite {file} /etc/latentvirt/worker.json\n"
-        subprocess.run(
-            ["debugfs", "-w", "-f", "-", f"{raw}?offset={image.offset}"],
-            input=commands,
-            text=True,
-            check=True,
-            capture_output=True,
-        )
+        disk = f"{raw}?offset={image.offset}"
+        _debugfs(disk, f"mkdir {HELPER_FOLDER}\nwrite {file} {HELPER_FOLDER}/worker.json\n")
+        # debugfs ends well whatever became of its commands.
+        if file.read_text() not in _debugfs(disk, f"cat {HELPER_FOLDER}/worker.json\n"):
+            raise RuntimeError(f"the guest's configuration could not be written into {target}")
         subprocess.run(["qemu-img", "convert", "-f", "raw", "-O", "qcow2", raw, target], check=True)
+
+
+def _debugfs(disk: str, commands: str) -> str:
+    run = ["debugfs", "-w", "-f", "-", disk]
+    return subprocess.run(run, input=commands, capture_output=True, text=True, check=True).stdout
 
 
 def overlay(base: Path, target: Path) -> None:
