@@ -134,6 +134,9 @@ class System:
     user: str | None = "buildbot"
     path = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
 
+    def __init__(self) -> None:
+        self._people: dict[str, tuple[Any, list[int], str]] = {}
+
     def port_path(self) -> str | None:
         """Find the port; None if there is none now."""
         return None
@@ -156,6 +159,9 @@ class System:
         """Let the boot come to its end, the disk be whole and the memory small: both are saved now."""
         os.sync()
 
+    def run_errands(self) -> None:
+        """Begin with what need not be done before we attach."""
+
     def renew(self, what: str) -> None:
         """Make one of `RENEWABLE` anew, which the memory or the disk of other VMs has as well."""
         raise OSError(f"this helper does not know how on {self.name}")
@@ -173,16 +179,23 @@ class System:
         if re.fullmatch(r"[A-Za-z0-9]([A-Za-z0-9-]{0,61}[A-Za-z0-9])?", name):
             socket.sethostname(name)
 
-    def become(self, user: str) -> None:
-        """Give up root for good, in this process, and make the environment that user's."""
+    def look_up(self, user: str) -> None:
+        """Read who a user is, as long as nobody waits for it."""
         import pwd
 
         entry = pwd.getpwnam(user)
+        shell = entry.pw_shell if os.access(entry.pw_shell, os.X_OK) else "/bin/sh"
+        self._people[user] = (entry, os.getgrouplist(user, entry.pw_gid), shell)
+
+    def become(self, user: str) -> None:
+        """Give up root for good, in this process, and make the environment that user's."""
+        if user not in self._people:
+            self.look_up(user)
+        entry, groups, shell = self._people[user]
         if os.getuid() != entry.pw_uid:
-            os.initgroups(user, entry.pw_gid)
+            os.setgroups(groups)
             os.setgid(entry.pw_gid)
             os.setuid(entry.pw_uid)
-        shell = entry.pw_shell if os.access(entry.pw_shell, os.X_OK) else "/bin/sh"
         os.environ.update(HOME=entry.pw_dir, USER=user, LOGNAME=user, SHELL=shell, PATH=self.path)
         os.environ.setdefault("LANG", "C.UTF-8")
 
@@ -212,6 +225,19 @@ class Linux(System):
     _machine_ids = ("/etc/machine-id", "/var/lib/dbus/machine-id")
     _serial_device = 3  # virtio's number for a console or serial device
 
+    def __init__(self) -> None:
+        super().__init__()
+        self._errands: Errands | None = None
+        self._later: list[str] = []
+
+    def run_errands(self) -> None:
+        errands, self._errands = self._errands, None
+        later, self._later = self._later, []
+        if errands is not None:
+            errands.run(later)
+        elif later:
+            Errands().run(later)
+
     def port_path(self) -> str | None:
         # udev's /dev/virtio-ports comes later than the kernel's own name for the port.
         for port in _listdir(self._ports):
@@ -239,6 +265,8 @@ class Linux(System):
             fcntl.ioctl(device, rndreseedcrng)
 
     def prepare_freeze(self) -> None:
+        if self._errands is None:
+            self._errands = Errands()
         until = time.monotonic() + BOOT_WAIT_S
         self._wait_for_boot(BOOT_WAIT_S)
         while not self._has_route():
@@ -297,7 +325,7 @@ class Linux(System):
             reload = f"kill -HUP {pid}"  # it holds the old keys until then
             os.kill(int(pid), signal.SIGHUP)
         if commands:
-            _in_background("; ".join([*map(shlex.join, commands.values()), reload]))
+            self._later.append("; ".join([*map(shlex.join, commands.values()), reload]))
 
     def _renew_dhcp(self) -> None:
         """Ask for our address again, which the server may have given to others while we slept."""
@@ -305,9 +333,9 @@ class Linux(System):
         if not leases:
             return
         if os.path.exists(self._bus):
-            _in_background(f"networkctl renew {shlex.join(leases)}")
+            self._later.append(f"networkctl renew {shlex.join(leases)}")
         else:
-            _in_background("systemctl --no-block restart systemd-networkd.service")
+            self._later.append("systemctl --no-block restart systemd-networkd.service")
 
     def _renew_machine_id(self) -> None:
         new = uuid.UUID(bytes=os.urandom(16), version=4).hex
@@ -401,6 +429,7 @@ class Windows(System):
     user = None  # the service's account
 
     def __init__(self) -> None:
+        super().__init__()
         data = os.environ.get("PROGRAMDATA", r"C:\ProgramData")
         self.basedir = os.path.join(data, "latentvirt", "worker")
         self.config = os.path.join(data, "latentvirt", "worker.json")
@@ -429,6 +458,9 @@ class Windows(System):
 
     def prepare_freeze(self) -> None:
         pass
+
+    def look_up(self, user: str) -> None:
+        raise HelperError('"user" cannot be chosen on Windows; choose the account of the service')
 
     def become(self, user: str) -> None:
         raise HelperError('"user" cannot be chosen on Windows; choose the account of the service')
@@ -460,10 +492,36 @@ def _read_text(path: str) -> str | None:
         return None
 
 
-def _in_background(script: str) -> None:
-    """Run a shell script that process 1 reaps, once we had time to attach."""
-    detached = f"(sleep {ATTACH_S}; {script}) </dev/null >/dev/null 2>&1 &"
-    subprocess.run(["/bin/sh", "-c", detached], check=False)
+class Errands:
+    """Do as root, once we had time to attach, what need not be done before.
+
+    Its process waits from before the freeze on: to make one after the thaw takes longer than all else there.
+    """
+
+    def __init__(self) -> None:
+        waits, self._tells = os.pipe()
+        child = os.fork()
+        if child:
+            os.close(waits)
+            os.waitpid(child, 0)
+            return
+        if os.fork():
+            os._exit(0)  # so that process 1 reaps the one that waits
+        os.close(self._tells)
+        script = b""
+        while said := os.read(waits, MAX_LINE):
+            script += said
+        if script:
+            time.sleep(ATTACH_S)
+            os.execv("/bin/sh", ["sh", "-c", script.decode()])
+        os._exit(0)
+
+    def run(self, scripts: list[str]) -> None:
+        """Run shell scripts, none of which waits for another; nothing to run is the end as well."""
+        os.write(
+            self._tells, "".join(f"({script}) </dev/null >/dev/null 2>&1\n" for script in scripts).encode()
+        )
+        os.close(self._tells)
 
 
 # ---------------------------------------------------------------------------------------------------------
@@ -838,16 +896,15 @@ def import_worker() -> None:
     platform.platform()  # runs a program, and remembers what it said
 
 
-def write_info(basedir: str, identity: Identity) -> None:
-    """Tell the master's pages who this is; what the image's maker wrote into ``admin`` stays."""
+def write_info(basedir: str) -> None:
+    """Tell the master's pages what this is; what the image's maker wrote into ``admin`` stays."""
     info = os.path.join(basedir, "info")
     admin = os.path.join(info, "admin")
     if not os.path.exists(admin):
         with open(admin, "w", encoding="utf-8") as file:
             file.write("a VM started by latentvirt for one build\n")
-    started = f", start {identity.start}" if identity.start else ""
     with open(os.path.join(info, "host"), "w", encoding="utf-8") as file:
-        file.write(f"{identity.name}{started}: {platform.platform()}, {os.cpu_count()} CPUs\n")
+        file.write(f"{platform.platform()}, {os.cpu_count()} CPUs\n")
 
 
 def run_worker(config: Config, identity: Identity) -> int:
@@ -901,6 +958,10 @@ def main(argv: list[str] | None = None) -> int:
         config = read_config(arguments.config, system)
         import_worker()
         system.make_basedir(config.basedir, config.user)
+        # All that can be known before the identity is: after a thaw, nothing is read from the disk for it.
+        write_info(config.basedir)
+        if config.user is not None:
+            system.look_up(config.user)
         channel = open_channel(system, wait=not config.static, path=arguments.port)
         identity = None
         generators = Generators()
@@ -916,14 +977,15 @@ def main(argv: list[str] | None = None) -> int:
         if identity is None:
             identity = static_identity(config, system)
         settle(system, identity, generators, config.renew)
+        system.run_errands()
         if config.user is not None:
             system.become(config.user)
         os.chdir(config.basedir)
-        write_info(config.basedir, identity)
         note(f"attaching as {identity.name} to {identity.host}:{identity.port}")
         if by_channel and channel is not None:
             channel.say(say="attaching")
-        wait_for_route(identity)
+        if not identity.thawed:
+            wait_for_route(identity)  # a guest is frozen with one
     except (HelperError, ImportError, KeyError, OSError) as error:
         note(f"cannot go on: {error}")
         return 1
