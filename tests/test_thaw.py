@@ -206,7 +206,15 @@ def _spoil_header(memory: Path) -> None:
     os.utime(memory, ns=(status.st_atime_ns, status.st_mtime_ns))
 
 
-@pytest.mark.parametrize("spoil", [_truncate, _truncate_in_secret, _spoil_header, Path.unlink])
+@pytest.mark.parametrize(
+    "spoil",
+    [
+        _truncate,
+        _spoil_header,
+        pytest.param(_truncate_in_secret, marks=pytest.mark.soak),
+        pytest.param(Path.unlink, marks=pytest.mark.soak),
+    ],
+)
 def test_an_image_that_is_of_no_use_is_replaced_within_the_build(
     scene: Scene, spoil: object, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -141,10 +141,10 @@ def starts(files: list[str]) -> set[str]:
 @pytest.mark.parametrize(
     ("step", "standby"),
     [
-        ("guest prepares", False),
-        ("make the memory file", False),
+        pytest.param("guest prepares", False, marks=pytest.mark.soak),
+        pytest.param("make the memory file", False, marks=pytest.mark.soak),
         ("save memory", False),
-        ("publish the frozen image", False),
+        pytest.param("publish the frozen image", False, marks=pytest.mark.soak),
         ("restore", False),
         pytest.param("save memory", True, marks=pytest.mark.soak),
         ("attach console and channel", True),
@@ -203,6 +203,7 @@ def test_libvirtd_restarted_while_a_vm_stands_by(stage: Stage, tmp_path: Path) -
     assert set(frozen(stage)) == {Path(file).name for file in stage.files()}
 
 
+@pytest.mark.soak
 def test_a_base_image_replaced_between_builds(stage: Stage, tmp_path: Path) -> None:
     """The build after a new base image was published runs on it, although an older one is frozen."""
     given = stage.given("minion1", stage.images, stage.debian, start="auto")
