@@ -380,6 +380,20 @@ def test_a_system_that_refuses_is_no_reason_not_to_attach(
     assert capsys.readouterr().out.count("not allowed") == 5
 
 
+def test_systemd_learns_that_the_worker_is_loaded(
+    guest: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What an image starts after the helper is not kept waiting, and builds cannot speak for the helper."""
+    guest.Linux().tell_loaded()  # not started by systemd
+    with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as service_manager:
+        service_manager.bind(str(tmp_path / "notify"))
+        service_manager.settimeout(DEADLINE_S)
+        monkeypatch.setenv("NOTIFY_SOCKET", str(tmp_path / "notify"))
+        guest.Linux().tell_loaded()
+        assert service_manager.recv(100) == b"READY=1"
+    assert "NOTIFY_SOCKET" not in os.environ
+
+
 @pytest.fixture
 def linux(guest: ModuleType, tmp_path: Path) -> Any:
     """A Linux all of whose paths are in a folder of the test's own."""

@@ -155,6 +155,9 @@ class System:
         with open("/dev/random", "wb", buffering=0) as device:
             device.write(data)
 
+    def tell_loaded(self) -> None:
+        """Tell whoever started us that the processor is free for others: all is imported."""
+
     def prepare_freeze(self) -> None:
         """Let the boot come to its end, the disk be whole and the memory small: both are saved now."""
         os.sync()
@@ -263,6 +266,12 @@ class Linux(System):
                 device.write(data)  # mixed in, but not credited
             # Without it the generator goes on from its old, perhaps repeated state for up to a minute.
             fcntl.ioctl(device, rndreseedcrng)
+
+    def tell_loaded(self) -> None:
+        address = os.environ.pop("NOTIFY_SOCKET", "")  # sd_notify(3); not for builds
+        if address:
+            with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as service_manager:
+                service_manager.sendto(b"READY=1", re.sub("^@", "\0", address))
 
     def prepare_freeze(self) -> None:
         if self._errands is None:
@@ -819,12 +828,10 @@ class Generators:
         random.seed(entropy + os.urandom(32))
         for generator in self._found:
             generator.seed(entropy + os.urandom(32))
-        # What is not imported has no state. The two may use two copies of OpenSSL.
-        for name, function in (("ssl", "RAND_add"), ("OpenSSL.rand", "add")):
-            stir = getattr(sys.modules.get(name), function, None)
-            if stir is not None:
-                fresh = entropy + os.urandom(32)
-                stir(fresh, len(fresh))
+        ssl = sys.modules.get("ssl")  # what is not imported has no state
+        if ssl is not None:
+            fresh = entropy + os.urandom(32)
+            ssl.RAND_add(fresh, len(fresh))
 
 
 def prepare_freeze(system: System, generators: Generators) -> None:
@@ -891,6 +898,8 @@ def import_worker() -> None:
     import encodings.idna  # noqa: F401  # what resolving a host name imports late
     import multiprocessing  # noqa: F401  # what counting the CPUs imports late
 
+    # The master is connected to without TLS, and half of all that Twisted imports is for TLS.
+    sys.modules["OpenSSL"] = None  # type: ignore[assignment]
     import buildbot_worker.bot  # noqa: F401
 
     platform.platform()  # runs a program, and remembers what it said
@@ -957,6 +966,7 @@ def main(argv: list[str] | None = None) -> int:
     try:
         config = read_config(arguments.config, system)
         import_worker()
+        system.tell_loaded()
         system.make_basedir(config.basedir, config.user)
         # All that can be known before the identity is: after a thaw, nothing is read from the disk for it.
         write_info(config.basedir)
