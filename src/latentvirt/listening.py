@@ -195,6 +195,11 @@ class Listening:
         line = identity_line(identity, start=self._start, now=self._now(), thawed=thawed)
         await self._host.write(channel, line)
 
+    @property
+    def since_told(self) -> float:
+        """How many seconds ago the guest was told who it is; 0 if it was not."""
+        return 0.0 if self._told_at is None else self._clock.seconds() - self._told_at
+
     async def ask_to_prepare(self) -> None:
         """Ask the guest to make its memory small, and to be silent, for it will be frozen."""
         if self._channel is not None:

@@ -258,7 +258,8 @@ class Tiers:
     def attaching(self) -> None:
         """The guest took its identity."""
         self.answered()
-        self.owner.listener.progress("guest attaches", 0.0, "")
+        took = self.ears.since_told if self.ears is not None else 0.0
+        self.owner.listener.progress("guest attaches", took, "")
 
     def panicked(self, line: str) -> None:
         """The guest's kernel panics; many domains have no panic device, and the console tells as well."""

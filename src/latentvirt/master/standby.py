@@ -33,6 +33,9 @@ RESERVE = 0.1
 AHEAD_AFTER_S = 30.0
 """How long a host has had no build before more of its slots are frozen ahead."""
 
+AHEAD_UNTIL_S = 600.0
+"""How long after the last build it is looked for more to freeze ahead."""
+
 TEND_EVERY_S = 30.0
 """How often it is looked whether the images behind the standbys are still the newest."""
 
@@ -251,44 +254,57 @@ class Standbys:
                 await self._tend(record)
                 if uri not in self._again or not self._hub.running:
                     return
+        except HostUnreachable as error:
+            self._hub.failed(record, error)
         finally:
             self._tending.discard(uri)
 
     async def _tend(self, record: HostRecord) -> None:
-        plans = await self._foreseen(record)
+        now = self._hub.master.reactor.seconds()
+        quiet = now - self._busy_at.get(record.host.uri, now)
+        ahead = AHEAD_AFTER_S <= quiet <= AHEAD_UNTIL_S
+        plans = await self._foreseen(record, all_workers=ahead)
         wanted = Counter(planned.fingerprint for planned, standby in plans if standby)
         for waiting in [w for w in self._waiting if w.record is record]:
             if wanted[waiting.plan.fingerprint] > 0:
                 wanted[waiting.plan.fingerprint] -= 1
             else:
                 await self._end(waiting)
-        now = self._hub.master.reactor.seconds()
         if now < self._not_before.get(record.host.uri, now):
             return
         for planned, standby in plans:
             if standby and wanted[planned.fingerprint] > 0:
                 wanted[planned.fingerprint] -= 1
                 await self._make(record, planned)
-        quiet = now - self._busy_at.get(record.host.uri, now)
-        if quiet >= AHEAD_AFTER_S and not record.in_use:
+        if ahead and not record.in_use:
             await self._freeze_ahead(record, [planned for planned, _ in plans])
 
-    async def _foreseen(self, record: HostRecord) -> list[tuple[Plan, bool]]:
-        """List what the idle workers of a host will need next, and who of them wants a standby."""
+    async def _foreseen(self, record: HostRecord, *, all_workers: bool) -> list[tuple[Plan, bool]]:
+        """List what idle workers of a host will need next, and which of them want a standby.
+
+        Args:
+            record: the host.
+            all_workers: whether those that want none are asked, too; the host is not bothered for nothing.
+        """
         found = []
         known: dict[Any, Plan] = {}
         for worker in list(self._workers.values()):
-            foreseen = worker.foreseen()
+            foreseen = worker.foreseen() if all_workers or worker.wants_standby else None
             if foreseen is None or foreseen[0] is not record:
                 continue
             spec = foreseen[1]
             if spec.start == "boot" or spec.folder is None or not spec.proven:
                 continue
-            spec = await settled(record.host, spec)
-            key = attrs.evolve(spec, worker="") if spec.kind == "generated" else spec
-            if key not in known:
-                storage = await self._hub.storage(record, str(spec.folder))
-                known[key] = await plan(record.host, storage, spec)
+            try:
+                spec = await settled(record.host, spec)
+                key = attrs.evolve(spec, worker="") if spec.kind == "generated" else spec
+                if key not in known:
+                    storage = (await self._hub.frozen(record, str(spec.folder))).storage
+                    known[key] = await plan(record.host, storage, spec)
+            except HostUnreachable:
+                raise
+            except LatentvirtError:
+                continue  # its build will say what is wrong
             self._plans[worker.name] = known[key]
             if not known[key].hindrance:
                 found.append((known[key], worker.wants_standby))
