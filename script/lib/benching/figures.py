@@ -17,6 +17,9 @@ SECTIONS = {"stock": "start", "tuned": "start_tuned"}
 PART_OF_START = "start: "
 """Begins the names of phases that are a part of the phase ``start``."""
 
+GUEST_ATTACHES = "guest attaches"
+"""How latentvirt's log of a start says that the guest has taken its identity; not a part of ``start``."""
+
 MOST, LEAST = "at most", "at least"
 
 

@@ -18,6 +18,7 @@ from typing import Any
 import attrs
 from stockimage import Image
 
+from benching.figures import GUEST_ATTACHES
 from benching.processors import Usage
 from benching.rawqemu import RawMachine, command_of_libvirt
 from latentvirt.guest import Identity
@@ -319,7 +320,7 @@ def parts_of(log: str) -> dict[str, float]:
     """Read ``part: seconds s`` from the log of a start; parts that come more than once are added up."""
     parts: dict[str, float] = {}
     for name, seconds in re.findall(r"^([a-z][a-z ]*): (\d+\.\d+) s\b", log, re.MULTILINE):
-        if float(seconds):  # "guest attaches" only says that it does
+        if name != GUEST_ATTACHES:
             parts[name] = parts.get(name, 0.0) + float(seconds)
     return parts
 

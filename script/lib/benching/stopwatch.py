@@ -16,6 +16,8 @@ from twisted.internet.protocol import Factory
 from twisted.protocols.basic import LineOnlyReceiver
 from twisted.python import log
 
+from benching.figures import GUEST_ATTACHES
+
 SOCKET = "stopwatch"
 """Name of the socket in the master's folder."""
 
@@ -114,7 +116,7 @@ def tell_of_guests(listener: type) -> None:
     progress = listener.progress  # type: ignore[attr-defined]
 
     def progress_and_tell(self: Any, step: str, seconds: float, note: str) -> None:
-        if step == "guest attaches":
+        if step == GUEST_ATTACHES:
             tell("attaching", worker=self._worker.name)
         progress(self, step, seconds, note)
 
