@@ -53,7 +53,7 @@ DOMAIN = """<domain type='qemu'>
     <type arch='x86_64' machine='q35'>hvm</type>
     <kernel>{image.kernel}</kernel>
     <initrd>{image.initrd}</initrd>
-    <cmdline>{image.cmdline} latentvirt.bench={name}</cmdline>
+    <cmdline>{image.cmdline} {words}</cmdline>
   </os>
   <features><acpi/></features>
   <on_crash>destroy</on_crash>
@@ -69,6 +69,9 @@ DOMAIN = """<domain type='qemu'>
     <memballoon model='none'/>
   </devices>
 </domain>"""
+
+EMULATED = "no_timer_check"
+"""On a busy machine emulated timers are late, and kernels that check them at boot panic."""
 
 CHANNEL = """
     <channel type='unix'><target type='virtio' name='org.latentvirt.worker.0'/></channel>"""
@@ -103,7 +106,13 @@ def domain(name: str, image: Image, disk: Path, *, channel: bool = False, chain:
     for path in reversed(chain):
         store = LAYER.format(path=path, below=store)
     return DOMAIN.format(
-        name=name, memory=MEMORY_MIB, image=image, disk=disk, chain=store, channel=CHANNEL if channel else ""
+        name=name,
+        memory=MEMORY_MIB,
+        image=image,
+        words=f"latentvirt.bench={name} {EMULATED}",
+        disk=disk,
+        chain=store,
+        channel=CHANNEL if channel else "",
     )
 
 
