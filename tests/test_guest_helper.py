@@ -415,6 +415,7 @@ def test_a_guest_is_frozen_when_it_has_booted(
     (tmp_path / "systemd").mkdir()
     asked: list[list[str]] = []
     monkeypatch.setattr(guest.subprocess, "run", lambda command, **_: asked.append(command))
+    monkeypatch.setattr(guest, "DROP_PAUSE_S", 0.0)
     guest.prepare_freeze(linux, guest.Generators())
     assert asked == [["systemctl", "is-system-running", "--wait"]]
     assert (tmp_path / "drop_caches").read_text() == "3"
@@ -431,6 +432,7 @@ def test_a_boot_without_end_is_frozen_all_the_same(
     (tmp_path / "systemd").mkdir()
     (tmp_path / "net" / "eth0").mkdir(parents=True)
     monkeypatch.setattr(guest, "BOOT_WAIT_S", 0.0)
+    monkeypatch.setattr(guest, "DROP_PAUSE_S", 0.0)
     monkeypatch.setattr(linux, "_has_route", lambda: False)
 
     def endless(command: list[str], **_: object) -> None:

@@ -17,7 +17,6 @@ from __future__ import annotations
 import argparse
 import base64
 import gc
-import glob
 import json
 import os
 import platform
@@ -49,6 +48,8 @@ FREEZE_QUIET_S = 2.0
 BOOT_WAIT_S = 20.0
 """How long to wait, before we are frozen, for the rest of the boot: else each thaw would go through it."""
 BOOT_POLL_S = 0.2
+DROP_PASSES, DROP_PAUSE_S = 3, 0.2
+"""How often to drop the kernel's caches: what one pass gives up lets go of more a moment later."""
 PORT_GRACE_S = 2.0
 """How long the port may take to show up after its device did."""
 REOPEN_S = 1.0
@@ -284,8 +285,10 @@ class Linux(System):
                 break
             time.sleep(BOOT_POLL_S)
         os.sync()
-        with open(self._drop_caches, "w", encoding="ascii") as file:
-            file.write("3")
+        for _ in range(DROP_PASSES):
+            with open(self._drop_caches, "w", encoding="ascii") as file:
+                file.write("3")
+            time.sleep(DROP_PAUSE_S)
 
     def _wait_for_boot(self, wait_s: float) -> None:
         if not os.path.isdir(self._systemd):
@@ -315,9 +318,13 @@ class Linux(System):
 
     def _renew_ssh(self) -> None:
         """Make new host keys of the kinds that there are; the slow kinds in the background."""
-        old = glob.glob(f"{self._ssh}/ssh_host_*_key")
-        kinds = {os.path.basename(path)[len("ssh_host_") : -len("_key")]: path for path in old}
-        for path in old:
+        before, after = "ssh_host_", "_key"
+        kinds = {
+            name[len(before) : -len(after)]: f"{self._ssh}/{name}"
+            for name in _listdir(self._ssh)
+            if name.startswith(before) and name.endswith(after)
+        }
+        for path in kinds.values():
             for stale in (path, f"{path}.pub"):
                 if os.path.exists(stale):
                     os.remove(stale)
