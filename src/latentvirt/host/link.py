@@ -31,6 +31,8 @@ CALLS_AT_A_TIME = 5
 
 RECONNECT_PAUSE_S = 0.5
 CLOSE_S = 1.0
+LOOK_AGAIN_S = (2.0, 6.0, 12.0)  # pauses after a connection's return, before its domains are looked at anew
+
 LOST_AFTER_S = 5.0
 """How long a broken connection may take to come back before the VMs there count as lost.
 
@@ -321,6 +323,8 @@ class Link:
                     patience = RECONNECT_PAUSE_S if told else lost_at - self.reactor.seconds()
                     await self._within(self._connected(), patience)
                     await self._look_anew()
+                    # It may break once more meanwhile, and is then looked at after that return.
+                    defer.ensureDeferred(self._look_later(self._opened)).addErrback(lambda _: None)
                 except LatentvirtError:
                     # Also if it broke once more while we looked: a host may open and yet answer nothing.
                     await self._pause(RECONNECT_PAUSE_S)
@@ -349,8 +353,15 @@ class Link:
         self.reactor.callLater(seconds, done.callback, None)
         await done
 
-    async def _look_anew(self) -> None:
-        """Tell every watch how its domain fares now: what happened meanwhile sent no event."""
+    async def _look_later(self, opened: _Opened | None) -> None:
+        """Look for ends some more: of what ends while libvirtd takes up its VMs again, it may not tell."""
+        for pause in LOOK_AGAIN_S:
+            await self._pause(pause)
+            if opened is not None and self._opened is opened:
+                await self._look_anew(returning=False)
+
+    async def _look_anew(self, *, returning: bool = True) -> None:
+        """Tell every watch how its domain fares, or if it ended: what happened meanwhile sent no event."""
         for watch in list(self.watches):
             uuid = watch.uuid
             try:
@@ -366,9 +377,9 @@ class Link:
             except LatentvirtError as error:
                 logger.warning("%s: a domain's state stays unknown: %s", self.uri, error)
                 continue
-            if watch in self.watches and not news.condition.is_end:
+            if returning and watch in self.watches and not news.condition.is_end:
                 watch.tell(DomainNews(Condition.HOST_BACK, "the host is back"))
-            if watch in self.watches:
+            if watch in self.watches and (returning or news.condition.is_end):
                 watch.tell(news)
 
     async def close(self) -> None:
