@@ -6,8 +6,10 @@ import json
 import re
 import secrets
 import shutil
+import signal
 import socket
 import subprocess
+import sys
 import tempfile
 import time
 from collections.abc import Iterator, Sequence
@@ -378,6 +380,8 @@ def open_stage(images: dict[str, Image]) -> Iterator[Stage]:
     Args:
         images: what is measured, by name.
     """
+    # Else a master and QEMUs would be left.
+    signal.signal(signal.SIGTERM, lambda number, _: sys.exit(128 + number))
     with tempfile.TemporaryDirectory(prefix=LONGEST_PREFIX) as temporary:
         folder = Path(temporary)
         folder.chmod(0o755)
