@@ -91,6 +91,8 @@ class Run:
         """The machine is of no more use: before it attached Buildbot asks us, afterwards we cut the line."""
         if not self._attached:
             self.failure = error
+            # Now, not when Buildbot has asked us: who looks at the build's end shall find the reason there.
+            self._finish(error)
             return
         self._explain_loss(str(error))
         if self._worker.conn is not None:
@@ -142,11 +144,14 @@ class Run:
                 unexplained = await looking or UNEXPLAINED
             except defer.TimeoutError:
                 pass  # a host that does not answer has been told of elsewhere
-        self.console(self.machine.rest_of_console())
-        self._steps.finish(EXCEPTION, str(self.failure or GuestFailed("the worker did not attach")))
+        self._finish(self.failure or GuestFailed("the worker did not attach"))
         if self._orphans:
             host = self.record.host.uri
             self._explain_loss(f"[host {host}, domain {self.machine.name}] {unexplained}")
+
+    def _finish(self, error: LatentvirtError) -> None:
+        self.console(self.machine.rest_of_console())
+        self._steps.finish(EXCEPTION, str(error))
 
     def _explain_loss(self, why: str) -> None:
         """Say in the page of each build that was lost what became of its VM."""
