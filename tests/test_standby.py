@@ -99,6 +99,21 @@ def test_any_worker_takes_the_standby_that_fits(master: StageMaster) -> None:
     assert "tier standby" in built(other)
 
 
+def test_a_domain_of_a_persons_own_name_stands_by_for_its_worker_only(master: StageMaster) -> None:
+    """Two workers whose domains differ in nothing but the name never get each other's."""
+    xml = (
+        "<domain type='kvm'><name>{}</name><memory>65536</memory><os><type>hvm</type></os>"
+        "<devices>{}</devices></domain>"
+    )
+    disk = "<disk type='file'><source file='/images/hd'/><target dev='vda'/></disk>"
+    asking = a_worker(master, "one", xml=xml.format("one", disk), size=None, standby=True)
+    other = a_worker(master, "two", xml=xml.format("two", disk), size=None)
+    tend(master, asking)
+    assert paused(master) == 1
+    assert "tier standby" not in built(other)
+    assert "tier standby" in built(asking)
+
+
 def test_standbys_give_way_where_memory_is_short(master: StageMaster) -> None:
     """A build whose VM would not fit beside the standbys gets their room."""
     asking = a_worker(master, "asking", standby=True)

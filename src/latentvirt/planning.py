@@ -92,7 +92,7 @@ async def plan(host: Host, storage: Storage | None, spec: MachineSpec) -> Plan:
         disks=disks,
         has_vars="nvram" not in spec.allow_shared and domainxml.uses_vars(xml),
         hindrance=hindrance,
-        fingerprint="" if hindrance else await _fingerprint(host, storage, xml, disks),
+        fingerprint="" if hindrance else await _fingerprint(host, storage, spec, xml, disks),
         lineage=_lineage(spec),
     )
 
@@ -146,10 +146,14 @@ def _hindrance(spec: MachineSpec, xml: str) -> str | None:
     return domainxml.hindrance(xml, allow_shared=spec.allow_shared)
 
 
-async def _fingerprint(host: Host, storage: Storage, xml: str, disks: tuple[PlannedDisk, ...]) -> str:
+async def _fingerprint(
+    host: Host, storage: Storage, spec: MachineSpec, xml: str, disks: tuple[PlannedDisk, ...]
+) -> str:
     overlaid = {disk.target for disk in disks}
     capabilities, versions = await host.capabilities(), await host.versions()
     parts = {
+        # A domain that has a name of the person's is nobody else's.
+        "domain": "" if spec.kind == "generated" else own_name(spec),
         "xml": domainxml.essence(xml, overlaid=overlaid),
         "disks": [(disk.target, disk.chain.stamp, disk.capacity) for disk in disks],
         "files": await _files(storage, domainxml.files_read(xml, overlaid=overlaid)),

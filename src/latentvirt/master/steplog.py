@@ -64,7 +64,7 @@ class StepLog:
         self._add("console", _lines(_OUTPUT, lines))
 
     def _add(self, log: str, text: str) -> None:
-        if self._finished:
+        if self._finished or not text:
             return
         self._unwritten.setdefault(log, []).append(text)
         if self._timer is None:
