@@ -15,6 +15,7 @@ import scenes
 from masters import SUCCESS, Master
 from privatelibvirt import loopback_sshd
 from scenes import Fingerprint, Stage, running
+from test_whole_host_trouble import KILL_AFTER
 
 pytestmark = [pytest.mark.libvirt, pytest.mark.guest]
 
@@ -114,23 +115,6 @@ def test_builds_on_thawed_vms_have_nothing_in_common(stage: Stage, tmp_path: Pat
             assert len({look[key] for look in seen}) == len(seen)
         assert frozen(stage) == images
         assert Fingerprint.of(stage.base) == base
-
-
-KILL_AFTER = """
-import os
-from latentvirt.undertaking import Undertaking
-
-step_of_a_start = Undertaking.step
-
-async def killing_step(self, name, doing, note=''):
-    result = await step_of_a_start(self, name, doing, note)
-    if name == {step!r} and not os.path.exists('killed'):
-        open('killed', 'w').close()
-        os.kill(os.getpid(), 9)
-    return result
-
-Undertaking.step = killing_step
-"""
 
 
 def starts(files: list[str]) -> set[str]:
