@@ -12,7 +12,7 @@ from latentvirt.frozen import FrozenImage, FrozenStore
 from latentvirt.livedomain import LiveDomain, Step
 
 PREPARE_S = 90.0
-"""How long a guest may take to make itself ready; the helper lets a system end its boot first, for 30 s."""
+"""How long a guest may take to make itself ready; the helper lets a system end its boot first, for 20 s."""
 
 
 async def freeze(
