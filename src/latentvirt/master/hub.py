@@ -30,6 +30,7 @@ from latentvirt.names import slot_of_domain
 from latentvirt.planning import Plan
 from latentvirt.storage import Storage, open_storage
 from latentvirt.sweep import sweep
+from latentvirt.tiers import Identify
 
 logger = logging.getLogger(__name__)
 
@@ -152,7 +153,7 @@ class Hub(SharedService):
         claim: Claim,
         listener: Listener,
         store: FrozenStore | None,
-        identify: Callable[[NetworkUse, str | None], Identity] = nobody,
+        identify: Identify = nobody,
         secrets: tuple[str, ...] = (),
     ) -> Machine:
         """Make a machine in a place.

@@ -14,7 +14,7 @@ from twisted.internet import defer
 from latentvirt import domainxml
 from latentvirt.claim import Claim
 from latentvirt.describing import own_name, settled
-from latentvirt.errors import GuestFailed, HostUnreachable, LatentvirtError
+from latentvirt.errors import GuestFailed, HostUnreachable, LatentvirtError, StartCancelled
 from latentvirt.guest import Ready
 from latentvirt.machine import Machine
 from latentvirt.master.record import HostRecord
@@ -327,6 +327,10 @@ class Standbys:
             await waiting.machine.hold()
             waiting.ready_now = True
             return waiting
+        except StartCancelled:
+            # Most often a build needed its place: no reason to make none for a while.
+            await self._end(waiting)
+            return None
         except LatentvirtError as error:
             self._not_before[record.host.uri] = self._hub.master.reactor.seconds() + AFTER_FAILURE_S
             logger.warning("%s: no standby could be made: %s", record.host.uri, error)

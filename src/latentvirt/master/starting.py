@@ -9,9 +9,7 @@ import attrs
 from twisted.internet import defer
 
 from latentvirt.describing import settled
-from latentvirt.domainxml import NetworkUse
 from latentvirt.errors import ConfigError, HostUnreachable, LatentvirtError, StartCancelled, TooManyTries
-from latentvirt.guest import Identity
 from latentvirt.machine import Machine
 from latentvirt.master.hub import Hub
 from latentvirt.master.password import PasswordGate
@@ -21,6 +19,7 @@ from latentvirt.master.steplog import StepLog
 from latentvirt.master.tries import TRIES_OF_A_BUILD
 from latentvirt.planning import Plan, plan
 from latentvirt.spec import MachineSpec
+from latentvirt.tiers import Identify
 
 
 @attrs.define(eq=False)
@@ -43,7 +42,7 @@ class Starting:
     worker: Any
     hub: Hub
     gate: PasswordGate
-    identify: Callable[[NetworkUse, str | None], Identity]
+    identify: Identify
     build: Any
     steps: StepLog
     cancel: defer.Deferred[None]

@@ -29,7 +29,6 @@ class PoolStorage:
     host: Host
     owner: str
     folder: str
-    _prepared: bool = False
     _probing: defer.DeferredLock = attrs.field(factory=defer.DeferredLock)
 
     @property
