@@ -9,16 +9,18 @@ import libvirt
 import pytest
 from twisted.internet import defer
 
+from buildbot.interfaces import LatentWorkerFailedToSubstantiate
 from latentvirt import prefer_ready
 from latentvirt.config import Connection
 from latentvirt.master.record import HostRecord
 from latentvirt.master.worker import LibVirtWorker
 from latentvirt.testing import FakeGuest
+from latentvirt.testing.trouble import connection_lost
 from reactorthread import on_reactor, run
 from stagemaster import Build, StageMaster, close_stage, open_stage
 from test_worker import BASE, URI, _settle, _start, _stop
 
-FULL_MIB = 100_000
+LATENCY_S = 0.02
 
 
 @pytest.fixture
@@ -182,6 +184,46 @@ def test_nothing_is_left_of_a_standby_when_the_master_stops() -> None:
     kinds = {name.split(".")[2] for name in host.listing(folder) if not name.startswith("lease.")}
     assert kinds == {"frozen", "memory", "overlay"}
     assert len([name for name in host.listing(folder) if ".overlay." in name]) == 1
+
+
+def test_a_master_that_stops_right_after_a_build_leaves_nothing_of_it() -> None:
+    """The VM of a build that has just ended is ended as well before the master goes."""
+    master = open_stage()
+    host = master.fake.inspect(URI)
+    host.add_file(BASE)
+    worker = a_worker(master, "a", start="boot")
+    _start(worker)
+    folder = f"/images/latentvirt-{master.hub.owner}"
+    assert [name for name in host.listing(folder) if ".overlay." in name]
+    host.trouble.latency_s = LATENCY_S
+
+    async def stop() -> None:
+        await worker.stop_instance()
+        await master.stopService()
+
+    run(stop())
+    assert host.running() == []
+    assert folder not in host.folders
+
+
+def test_what_was_frozen_goes_when_the_host_was_lost_over_it(master: StageMaster) -> None:
+    """An image over which the host was lost is removed once there is a new one, although its end failed."""
+    worker = a_worker(master, "a")
+    built(worker)
+    host = master.fake.inspect(URI)
+    folder = f"/images/latentvirt-{master.hub.owner}"
+    (old,) = {name.split(".")[1] for name in host.listing(folder) if ".frozen." in name}
+    host.trouble.before_next("restoreFlags", host.break_connections)
+    host.trouble.fail_next("restoreFlags", connection_lost())
+    for _ in range(2):
+        host.trouble.fail_next("open", libvirt.VIR_ERR_SYSTEM_ERROR)
+    with pytest.raises(LatentWorkerFailedToSubstantiate):
+        _start(worker, Build(50))
+    _settle(master)
+    record = on_reactor(lambda: master.hub.record(Connection(URI)))
+    on_reactor(lambda: setattr(record, "resting", None))
+    assert "tier freeze" in built(worker)
+    assert old not in {name.split(".")[1] for name in host.listing(folder) if not name.startswith("lease.")}
 
 
 def test_a_build_prefers_the_worker_that_can_begin_soonest(master: StageMaster) -> None:

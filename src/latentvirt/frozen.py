@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import hashlib
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 
 import attrs
 
@@ -101,7 +101,8 @@ class FrozenStore:
     most_bytes: int
     _images: dict[str, FrozenImage] = attrs.field(init=False, factory=dict)
     _used: dict[str, float] = attrs.field(init=False, factory=dict)
-    _lent: dict[str, int] = attrs.field(init=False, factory=dict)
+    _lent: dict[str, set[str]] = attrs.field(init=False, factory=dict)
+    """Which starts stand on an image, by the start that booted it."""
     _refused: dict[str, tuple[str, float]] = attrs.field(init=False, factory=dict)
     _distrusted: list[FrozenImage] = attrs.field(init=False, factory=list)
     _failed: set[str] = attrs.field(init=False, factory=set)
@@ -192,35 +193,47 @@ class FrozenStore:
                 remedy="raise frozen_space= of the Connection, or write start='boot'",
             )
 
-    async def lend(self, image: FrozenImage, plan: Plan) -> None:
+    async def lend(self, image: FrozenImage, plan: Plan, start: str) -> None:
         """Check an image, and keep it for as long as a VM stands on it.
+
+        Args:
+            image: the image.
+            plan: of the VM.
+            start: id of the start that thaws it.
 
         Raises:
             BadFrozenImage: its files are not what they were when it was made.
         """
-        self._lent[image.start] = self._lent.get(image.start, 0) + 1
+        self._lent.setdefault(image.start, set()).add(start)
         try:
             seal = await self.seal(image.files(plan))
         except NotFound as error:
-            await self.take_back(image)
+            await self.take_back(image, start)
             raise BadFrozenImage(f"a file of it is missing: {error.what}") from error
         except LatentvirtError:
-            await self.take_back(image)
+            await self.take_back(image, start)
             raise
         if seal != image.seal:
-            await self.take_back(image)
+            await self.take_back(image, start)
             raise BadFrozenImage("its files have changed since it was made")
         self._used[image.start] = self.seconds()
 
-    async def take_back(self, image: FrozenImage) -> None:
+    async def take_back(self, image: FrozenImage, start: str) -> None:
         """Hear that a VM that stood on an image is gone."""
-        left = self._lent.get(image.start, 0) - 1
-        if left > 0:
-            self._lent[image.start] = left
-            return
-        self._lent.pop(image.start, None)
-        if image.start not in self._images:
+        self.leave({start})
+        if image.start not in self._images and image.start not in self._lent:
             await self._delete(image)
+
+    def leave(self, starts: Collection[str]) -> None:
+        """Hear that starts are left to the sweep; so are the images that nothing else stands on.
+
+        Args:
+            starts: their ids.
+        """
+        for image, standing in list(self._lent.items()):
+            standing.difference_update(starts)
+            if not standing:
+                del self._lent[image]
 
     async def publish(self, image: FrozenImage) -> None:
         """Make a start's files an image, now that all of them are there."""

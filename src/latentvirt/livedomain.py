@@ -94,8 +94,9 @@ class LiveDomain:
             BadFrozenImage: the image is not what it was, or the host cannot go on from it.
         """
         await self._clear_place()
-        await store.lend(image, self.plan)
-        self._undo.append(lambda: store.take_back(image))
+        start = self.ownership.start
+        await store.lend(image, self.plan, start)
+        self._undo.append(lambda: store.take_back(image, start))
         self.image = image
         storage = store.storage
         overlays, vars_path = await self.step(

@@ -22,6 +22,8 @@ Able = Callable[..., None]
 NAME = FileName(OURS.slot, OURS.start, "overlay", "vda")
 VARS = FileName(OURS.slot, OURS.start, "vars", "nvram")
 MIB = 1024**2
+ROUNDS = 10
+"""How often a race is run: once would seldom show it."""
 
 
 def _base(backend: Backend) -> Layer:
@@ -45,15 +47,16 @@ def test_our_directory_can_be_prepared_again(backend: Backend, storage: Storage)
 
 def test_two_that_prepare_at_once(backend: Backend, host: Host, storage: Storage) -> None:
     """Starts that need the same new directory at the same moment do not get in each other's way."""
-    run(storage.remove())
 
-    async def both() -> None:
+    async def at_once() -> None:
         twins = [open_storage(host, OWNER, backend.images) for _ in range(4)]
         waiting = [defer.ensureDeferred(twin.prepare()) for twin in twins]  # type: ignore[arg-type]
         for result, failure in await defer.DeferredList(waiting, consumeErrors=True):
             assert result, failure
 
-    run(both())
+    for _ in range(ROUNDS):
+        run(storage.remove())
+        run(at_once())
 
 
 def test_an_overlay_is_made_and_deleted(backend: Backend, storage: Storage) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import posixpath
+from collections.abc import Iterator
 from typing import Any
 from xml.sax.saxutils import escape
 
@@ -95,10 +96,19 @@ def remove_pool(connection: Any, name: str) -> None:
 
 def list_pools(connection: Any) -> dict[str, str]:
     """List the active pools: name to directory."""
-    found = {}
+    return {str(pool.name()): directory for pool, directory in _active_pools(connection)}
+
+
+def _active_pools(connection: Any) -> Iterator[tuple[Any, str]]:
+    """Yield the active pools, each with its directory; those that somebody makes for a look come and go."""
     for pool in connection.listAllStoragePools(libvirt.VIR_CONNECT_LIST_STORAGE_POOLS_ACTIVE):
-        found[str(pool.name())] = text_at(pool.XMLDesc(0), "target/path") or ""
-    return found
+        try:
+            xml = pool.XMLDesc(0)
+        except libvirt.libvirtError as error:
+            if error.get_error_code() == libvirt.VIR_ERR_NO_STORAGE_POOL:
+                continue  # it went after it was listed
+            raise
+        yield pool, text_at(xml, "target/path") or ""
 
 
 def list_volumes(connection: Any, pool: str) -> list[str]:
@@ -171,12 +181,12 @@ def _look(connection: Any, path: str, probe_pool: str, known: dict[str, str]) ->
         if error.get_error_code() != libvirt.VIR_ERR_NO_STORAGE_VOL:
             raise
     folder, name = posixpath.split(path)
-    for pool in connection.listAllStoragePools(libvirt.VIR_CONNECT_LIST_STORAGE_POOLS_ACTIVE):
+    for pool, directory in _active_pools(connection):
         if pool.name() == probe_pool:
             pool.destroy()  # left by a process that died while it looked
         elif is_look_pool(pool.name()):
             continue  # another master's; if it is on this folder, ours cannot be made, and we look again
-        elif text_at(pool.XMLDesc(0), "target/path") == folder:
+        elif directory == folder:
             # Somebody's active pool has not seen the file yet; two pools on one folder would be worse.
             pool.refresh(0)
             return _image_view(pool.storageVolLookupByName(name), path)

@@ -39,7 +39,7 @@ LEASE_S = 3600
 RESERVATION_S = 30
 """How long a yes to Buildbot holds a place; the start that it was for follows within moments, or never."""
 
-FAREWELL_S = 2.0
+FAREWELL_S = 3.0
 """How long a host may take to let a stopping master tidy up; what is left then, the next sweep removes."""
 
 PATIENCE_WITH_AN_END_S = 5.0
@@ -363,11 +363,12 @@ class Hub(SharedService):
         for loop in (self._sweeps, self._tends):
             if loop.running:
                 loop.stop()
+        # First, so that a place that is freed now is given to nobody.
+        yield super().stopService()
         yield defer.DeferredList(
             [defer.ensureDeferred(self._farewell(record)) for record in self._records.values()],
             consumeErrors=True,
         )
-        yield super().stopService()
 
     async def _farewell(self, record: HostRecord) -> None:
         if record.resting is None and record.host.is_open:
@@ -382,6 +383,7 @@ class Hub(SharedService):
 
     async def _tidy(self, record: HostRecord) -> None:
         await self.standbys.end_all(record)
+        await defer.gatherResults([claim.gone() for claim in record.claims if claim.ending])
         if record.claims:
             return
         for folder, storage in record.storages.items():

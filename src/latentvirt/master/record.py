@@ -131,5 +131,7 @@ class HostRecord:
         if claim not in self.claims:
             return False
         self.claims.remove(claim)
+        for store in self.frozen.values():
+            store.leave(claim.starts)
         claim.free()
         return True

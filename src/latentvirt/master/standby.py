@@ -15,6 +15,7 @@ from latentvirt import domainxml
 from latentvirt.claim import Claim
 from latentvirt.describing import own_name, settled
 from latentvirt.errors import GuestFailed, HostUnreachable, LatentvirtError, StartCancelled
+from latentvirt.frozen import FrozenStore
 from latentvirt.guest import Ready
 from latentvirt.machine import Machine
 from latentvirt.master.record import HostRecord
@@ -313,12 +314,14 @@ class Standbys:
     async def _make(self, record: HostRecord, planned: Plan) -> None:
         if record.is_full or not await self._fits(record, domainxml.memory_of(planned.xml)):
             return
+        store = await self._hub.frozen(record, str(planned.spec.folder))
         claim = self._place(record, planned)
         if claim is not None:
-            await self._hold(record, planned, claim)
+            await self._hold(record, planned, claim, store)
 
-    async def _hold(self, record: HostRecord, planned: Plan, claim: Claim) -> _Waiting | None:
-        store = await self._hub.frozen(record, str(planned.spec.folder))
+    async def _hold(
+        self, record: HostRecord, planned: Plan, claim: Claim, store: FrozenStore
+    ) -> _Waiting | None:
         waiting = _Waiting(self, record, planned, claim)
         self._waiting.append(waiting)
         record.standbys.append(claim)
@@ -345,6 +348,8 @@ class Standbys:
                     waiter.callback(None)
 
     def _place(self, record: HostRecord, planned: Plan) -> Claim | None:
+        if not self._hub.running:
+            return None  # the master stops
         liked = self._hub.slots_to_thaw_in(record, planned)
         if planned.spec.kind != "generated":
             slot = slot_of_domain(own_name(planned.spec))
@@ -361,13 +366,16 @@ class Standbys:
             frozen = self._hub.slots_to_thaw_in(record, planned)
             if record.is_full or planned.spec.kind != "generated" or not 0 < len(frozen) < workers:
                 continue
+            store = await self._hub.frozen(record, str(planned.spec.folder))
+            if not self._hub.running:
+                return
             taken = {claim.slot for claim in record.claims} | frozen
             slot = next(slot for slot in map(slot_of_number, count(1)) if slot not in taken)
             tried = (record.host.uri, fingerprint, slot)
             if tried not in self._ahead:
                 self._ahead.add(tried)
                 logger.info("%s: freezing %s ahead, for the host is idle", record.host.uri, slot)
-                made = await self._hold(record, planned, record.take(self._hub.owner, slot))
+                made = await self._hold(record, planned, record.take(self._hub.owner, slot), store)
                 if made is not None:
                     await self._end(made)
                 return
