@@ -7,9 +7,9 @@ from typing import Any
 
 import libvirt
 import pytest
+from buildbot.interfaces import LatentWorkerFailedToSubstantiate
 from twisted.internet import defer
 
-from buildbot.interfaces import LatentWorkerFailedToSubstantiate
 from latentvirt import prefer_ready
 from latentvirt.config import Connection
 from latentvirt.master.record import HostRecord
