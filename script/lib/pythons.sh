@@ -3,7 +3,7 @@
 
 OLDEST_PYTHON=3.10
 NEWEST_PYTHON=3.14
-QUICK_ONLY=(-m 'not (libvirt or guest or soak)' --ignore tests/test_packaging.py -q -p no:cacheprovider)
+QUICK_ONLY=(-m 'not (libvirt or guest or soak)' --ignore tests/test_packaging.py -q -r fE -p no:cacheprovider)
 LOWEST=(buildbot buildbot-worker buildbot-www twisted)
 
 # Prints the interpreter of a version such as 3.12, if it is installed.
