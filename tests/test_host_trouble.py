@@ -254,3 +254,21 @@ def test_capabilities_are_asked_for_once(fake: FakeLibvirt, hosts: Any) -> None:
         run(_outcome(waiting[0]))
     assert {run(_outcome(one)).arch for one in waiting[1:]} == {"x86_64"}
     assert trouble.calls.count("getCapabilities") == 2
+
+
+def test_a_late_end_of_an_earlier_vm_ends_no_other(fake: FakeLibvirt, hosts: Any) -> None:
+    """VMs thawed from one image have one UUID; that one has ended may be told when its successor runs."""
+    host = hosts()
+    created = run(host.create(XML, name="guest"))
+    heard: Heard[DomainNews] = Heard()
+    on_reactor(lambda: host.watch(created.uuid, heard))
+    domain = fake.inspector.domain("guest")
+    assert domain is not None
+    stopped, destroyed = libvirt.VIR_DOMAIN_EVENT_STOPPED, libvirt.VIR_DOMAIN_EVENT_STOPPED_DESTROYED
+    fake.inspector.tell(libvirt.VIR_DOMAIN_EVENT_ID_LIFECYCLE, domain, stopped, destroyed)
+    fake.inspector.settle()
+    run(host.domains())
+    run(host.domains())
+    assert heard.all == []
+    domain.kill()
+    heard.until(lambda news: bool(news) and news[-1].condition is Condition.ENDED)

@@ -4,6 +4,7 @@
 OLDEST_PYTHON=3.10
 NEWEST_PYTHON=3.14
 QUICK_ONLY=(-m 'not (libvirt or guest or soak)' --ignore tests/test_packaging.py -q -r fE -p no:cacheprovider)
+SIDE_BY_SIDE=(--numprocesses auto --maxprocesses 4 --dist loadfile)
 LOWEST=(buildbot buildbot-worker buildbot-www twisted)
 
 # Prints the interpreter of a version such as 3.12, if it is installed.
@@ -43,7 +44,7 @@ run_on() {
         phase "environment for $name" make_environment "$folder" "$python" "$constraints"
         echo "$stamp" >"$folder/latentvirt-stamp"
     fi
-    phase "quick tests on $name" "$folder/bin/python" -m pytest "${QUICK_ONLY[@]}"
+    phase "quick tests on $name" "$folder/bin/python" -m pytest "${QUICK_ONLY[@]}" "${SIDE_BY_SIDE[@]}"
 }
 
 make_environment() {

@@ -198,7 +198,9 @@ def test_a_closed_host_leaves_no_connection(backend: Backend, able: Able) -> Non
         host = Host(Connection(backend.uri), start(), driver=backend.driver)
         run(host.open())
         run(host.close())
-    assert sockets() <= before
+    # A connection is closed on a thread of its own, which nobody waits for.
+    while sockets() > before:
+        on_reactor(lambda: None)
 
 
 def _is_socket(fd: str) -> bool:

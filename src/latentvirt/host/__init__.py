@@ -1,8 +1,9 @@
 """The only room that knows libvirt: threads, deadlines, error codes, events, streams."""
 
+from latentvirt.host.deadlines import Deadlines
 from latentvirt.host.driver import Driver, LibvirtDriver
 from latentvirt.host.host import Host
-from latentvirt.host.link import Deadlines, Watch
+from latentvirt.host.link import Watch
 from latentvirt.host.streams import ByteStream
 from latentvirt.host.views import Condition, Created, DomainNews, DomainView, ImageView, MemoryView, Versions
 

@@ -9,8 +9,9 @@ from twisted.internet import defer
 
 from latentvirt.capabilities import HostCapabilities
 from latentvirt.config import Connection
+from latentvirt.host.deadlines import Deadlines
 from latentvirt.host.driver import Driver, LibvirtDriver
-from latentvirt.host.link import Deadlines, Link
+from latentvirt.host.link import Link
 from latentvirt.host.probe import probe
 
 T = TypeVar("T")

@@ -19,6 +19,7 @@ from latentvirt.host.codes import (
     news_from_lifecycle,
     news_from_state,
 )
+from latentvirt.host.deadlines import Deadlines
 from latentvirt.host.driver import Driver
 from latentvirt.host.lane import Lane
 from latentvirt.host.views import Condition, DomainNews
@@ -38,25 +39,6 @@ LOST_AFTER_S = 5.0
 
 With the driver's keep-alive (8 s) a host that died is given up after 13 s, within the promised 15.
 """
-
-
-@attrs.frozen(kw_only=True)
-class Deadlines:
-    """How long calls may take, in seconds.
-
-    Args:
-        open: opening a connection.
-        call: a call that only looks, or changes little.
-        create: creating a domain; libvirt may probe QEMU first, which takes 15 s where it cannot cache.
-        storage: making or removing a volume or a pool.
-        save: writing a domain's memory to a file, or reading it back.
-    """
-
-    open: float = 10.0
-    call: float = 15.0
-    create: float = 60.0
-    storage: float = 60.0
-    save: float = 300.0
 
 
 @attrs.define(eq=False)
@@ -272,8 +254,31 @@ class Link:
             self.reactor.callFromThread(self._tell, domain.UUIDString(), news)
 
     def _tell(self, uuid: str, news: DomainNews) -> None:
-        for watch in [w for w in self.watches if w.uuid == uuid]:
+        watches = [watch for watch in self.watches if watch.uuid == uuid]
+        if watches and news.condition in (Condition.ENDED, Condition.CRASHED):
+            # VMs that are thawed from one image have one UUID: this may come late, from the one before.
+            confirmed = defer.ensureDeferred(self._tell_if_so(uuid, watches, news))
+            confirmed.addErrback(lambda _: None)  # the host is gone, which its watches hear of
+            return
+        for watch in watches:
             watch.tell(news)
+
+    async def _tell_if_so(self, uuid: str, watches: list[Watch], news: DomainNews) -> None:
+        if (await self._state(uuid)).condition.is_end:
+            for watch in watches:
+                if watch in self.watches:
+                    watch.tell(news)
+
+    async def _state(self, uuid: str) -> DomainNews:
+        """Look how a domain fares."""
+        try:
+            return await self.call(
+                "look at a domain again",
+                lambda connection: news_from_state(connection.lookupByUUIDString(uuid)),
+                deadline_s=self.deadlines.call,
+            )
+        except NotFound:
+            return GONE
 
     def watch(self, uuid: str, tell: Callable[[DomainNews], object]) -> Watch:
         """Hear what becomes of a domain, the loss of its host included.
@@ -363,15 +368,8 @@ class Link:
     async def _look_anew(self, *, returning: bool = True) -> None:
         """Tell every watch how its domain fares, or if it ended: what happened meanwhile sent no event."""
         for watch in list(self.watches):
-            uuid = watch.uuid
             try:
-                news = await self.call(
-                    "look at a domain again",
-                    lambda connection, uuid=uuid: news_from_state(connection.lookupByUUIDString(uuid)),  # type: ignore[misc]
-                    deadline_s=self.deadlines.call,
-                )
-            except NotFound:
-                news = GONE
+                news = await self._state(watch.uuid)
             except HostUnreachable:
                 raise
             except LatentvirtError as error:
