@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import random
 import shutil
 import subprocess
 import sys
@@ -14,6 +15,18 @@ import pytest
 LIB = Path(__file__).resolve().parent.parent / "script" / "lib"
 sys.path.insert(0, str(LIB))
 
+from benching.farm import (  # noqa: E402
+    DEATHS,
+    KINDS,
+    Build,
+    Death,
+    Farm,
+    bound_s,
+    builds_of,
+    deaths_of,
+    hosts_of,
+    mean_pause_s,
+)
 from benching.figures import (  # noqa: E402
     LEAST,
     MOST,
@@ -204,6 +217,99 @@ def test_our_own_work_is_not_taken_for_that_of_others() -> None:
     after = Usage.now()
     assert after.ours - before.ours >= 0.15
     assert after.everybody - before.everybody >= (after.ours - before.ours) / 2
+
+
+# Placement
+
+
+def test_placement_is_measured_in_simulated_time(tmp_path: Path) -> None:
+    """The benchmark of placement starts no VM, and its JSON has what others read."""
+    stored = tmp_path / "result.json"
+    command = [sys.executable, str(LIB / "bench_placement.py"), "--builds", "600", "--json", str(stored)]
+    said = subprocess.run(command, capture_output=True, text=True, check=True).stdout
+    figures = json.loads(stored.read_text())["placement"]
+    assert (figures["builds"], figures["hosts"], figures["lost"], figures["over_commits"]) == (600, 100, 0, 0)
+    assert figures["of_bound"] == pytest.approx(figures["bound_s"] / figures["makespan_s"], abs=1e-3)
+    assert {count: set(row) for count, row in figures["decision_ms"].items()} == {
+        count: {"median_ms", "p99_ms"} for count in ("10", "100", "1000")
+    }
+    assert "bound / makespan" in said
+
+
+def test_missed_targets_of_placement_fail_only_on_request() -> None:
+    """So few builds that the last one's time is most of all miss the target."""
+    command = [sys.executable, str(LIB / "bench_placement.py"), "--builds", "1"]
+    assert subprocess.run(command, capture_output=True).returncode == 0
+    checked = subprocess.run([*command, "--check"], capture_output=True, text=True)
+    assert checked.returncode == 1
+    assert "misses bound / makespan" in checked.stdout
+
+
+def test_builds_arrive_as_often_as_the_load_says() -> None:
+    """What all builds need in the time in which they arrive is the load's part of the scarcest resource."""
+    hosts = hosts_of(100)
+    pause = mean_pause_s(hosts, 0.9)
+    builds = builds_of(20_000, pause, random.Random(1))
+    memory = sum(build.seconds * build.kind.wish.memory for build in builds) / builds[-1].since
+    vcpus = sum(build.seconds * build.kind.wish.vcpus for build in builds) / builds[-1].since
+    parts = (
+        memory / sum(host.limit.memory or 0 for host in hosts),
+        vcpus / sum(host.limit.vcpus or 0 for host in hosts),
+    )
+    assert max(parts) == pytest.approx(0.9, rel=0.03)
+
+
+def test_the_same_seed_gives_the_same_builds() -> None:
+    """Two runs with one seed can be compared."""
+
+    def times(seed: int) -> list[float]:
+        return [build.since for build in builds_of(50, 1.0, random.Random(seed))]
+
+    assert times(1) == times(1) != times(2)
+
+
+def test_the_bound_counts_what_dead_hosts_cannot_do() -> None:
+    """With one of two like hosts away for a while, what needs both takes longer by half that while."""
+    hosts = [hosts_of(1)[0]] * 2
+    (huge,) = [kind for kind in KINDS if kind.name == "huge"]
+    builds = [Build(number, huge, 0.0, 300.0) for number in range(8)]
+    # 8 builds of 12 of 32 GiB, and as much of the vCPUs: 900 s for both hosts.
+    assert bound_s(hosts, builds, []) == pytest.approx(900.0)
+    assert bound_s(hosts, builds, [Death(1, 100.0, 300.0)]) == pytest.approx(1000.0)
+    assert bound_s(hosts, builds, [Death(1, 100.0, 5000.0)]) == pytest.approx(1700.0)
+    late = Build(8, huge, 4000.0, 300.0)
+    assert bound_s(hosts, [*builds, late], []) == 4000.0
+
+
+def test_builds_of_a_dead_host_are_done_elsewhere_and_none_beyond_a_limit() -> None:
+    """A farm that is nearly full loses hosts with all that runs there, and ends with every build done."""
+    hosts = hosts_of(8)
+    builds = builds_of(400, mean_pause_s(hosts, 0.95), random.Random(3))
+    deaths = [Death(number, 500.0 * number, 500.0 * number + 400) for number in range(1, 6)]
+    farm = Farm(hosts, builds, deaths)
+    assert farm.run() >= bound_s(hosts_of(8), builds, deaths)
+    assert farm.retries > 0
+    assert (farm.lost, farm.over_commits) == (0, 0)
+    assert all(build.ended >= build.since + build.seconds for build in builds if build.ended)
+
+
+def test_what_the_simulation_counts_it_can_count(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A rule that sends builds nowhere loses them, and one that heeds no limit over-commits."""
+    builds = builds_of(20, 1.0, random.Random(3))
+    monkeypatch.setattr("benching.farm.choose", lambda *args, **kwargs: None)
+    nowhere = Farm(hosts_of(2), builds, [])
+    nowhere.run()
+    assert nowhere.lost == 20
+    monkeypatch.setattr("benching.farm.choose", lambda hosts, *args, **kwargs: hosts[0])
+    heedless = Farm(hosts_of(2), builds, [])
+    heedless.run()
+    assert (heedless.lost, heedless.over_commits > 0) == (0, True)
+
+
+def test_five_of_a_hundred_hosts_die() -> None:
+    """The simulated farm has the trouble that it is said to have."""
+    assert len({death.host for death in deaths_of(100, 1000.0)}) == len(DEATHS) == 5
+    assert all(0 < death.dies < death.returns < 1000 for death in deaths_of(100, 1000.0))
 
 
 @pytest.mark.libvirt

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from rich.console import Console
 from rich.table import Table
 
-from benching.figures import PART_OF_START, SECTIONS, targets_of
+from benching.figures import PART_OF_START, SECTIONS, Target, targets_of
 
 MIB = 1 << 20
 NOISE = 0.05
@@ -29,7 +29,7 @@ def start_tables(result: Mapping[str, Any]) -> list[Table]:
     return [
         *(_tiers(image, result[section]) for image, section in SECTIONS.items() if section in result),
         *([_frozen(result["frozen_bytes"])] if result["frozen_bytes"] else []),
-        _targets(result),
+        targets_table(targets_of(result)),
     ]
 
 
@@ -42,6 +42,19 @@ def burst_table(result: Mapping[str, Any]) -> Table:
     for way, figures in result["burst"].items():
         cells = (f"{figures[key]:.3f}" for key in ("first_s", "middle_s", "all_s"))
         table.add_row(WHAT[way], *cells, str(figures["rounds"]))
+    return table
+
+
+def targets_table(targets: Sequence[Target]) -> Table:
+    """Say which targets are met."""
+    table = Table(title="what is wanted")
+    for column in ("", "is", "wanted", ""):
+        table.add_column(column, justify="right" if column == "is" else "left")
+    words = {True: "met", False: "missed", None: "not measured"}
+    for target in targets:
+        value = "" if target.value is None else f"{target.value:.2f} {target.unit}"
+        wanted = f"{target.bound} {target.limit:g} {target.unit}".strip()
+        table.add_row(target.what, value, wanted, words[target.met])
     return table
 
 
@@ -96,16 +109,4 @@ def _frozen(sizes: Mapping[str, Mapping[str, int]]) -> Table:
     for image, made in sizes.items():
         cells = (f"{made[who] / MIB:.0f}" if who in made else "" for who in ("raw", "latentvirt"))
         table.add_row(image, *cells)
-    return table
-
-
-def _targets(result: Mapping[str, Any]) -> Table:
-    table = Table(title="what is wanted")
-    for column in ("", "is", "wanted", ""):
-        table.add_column(column, justify="right" if column == "is" else "left")
-    words = {True: "met", False: "missed", None: "not measured"}
-    for target in targets_of(result):
-        value = "" if target.value is None else f"{target.value:.2f} {target.unit}"
-        wanted = f"{target.bound} {target.limit:g} {target.unit}".strip()
-        table.add_row(target.what, value, wanted, words[target.met])
     return table
