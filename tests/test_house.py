@@ -17,6 +17,7 @@ FLOORS = (
     {"testing"},
     {"cli"},
     {"master"},
+    {"line"},
     {"placement"},
     {"machine"},
     {"tiers"},

@@ -188,6 +188,21 @@ def test_nothing_is_chosen_from_nothing() -> None:
     assert chosen([]) == ""
 
 
+def test_the_documentations_example_is_so() -> None:
+    """Who checks the rule by hand on the page's three hosts comes to the same choice."""
+    limit = Limits(slots=8, memory=16 * GIB, vcpus=8.0)
+    hosts = [
+        host("A", limit=limit, used=Amounts(1, 8 * GIB, 1.0)),
+        host("B", limit=limit, used=Amounts(4, 4 * GIB, 4.0)),
+        host("C", limit=limit, used=Amounts(2, 14 * GIB, 2.0)),
+    ]
+    wish = Wish(memory=4 * GIB, vcpus=1)
+    assert [room_left(view.used, wish.amounts, limit) for view in hosts[:2]] == [1 / 4, 3 / 8]
+    assert chosen(hosts, wish) == "B"
+    assert chosen(hosts, wish, Rule(spread=False)) == "A"
+    assert chosen(hosts[2:], wish) == ""
+
+
 # Impossible wishes
 
 
