@@ -21,10 +21,11 @@ import pytest
 from buildbot.worker.base import AbstractWorker
 from click.testing import CliRunner
 
-from latentvirt import Connection, Size, errors, names
+from latentvirt import Connection, Flavor, Size, errors, names
 from latentvirt.cli import main
 from latentvirt.cli.xml import xml
 from latentvirt.master.arguments import LATENT_ARGUMENTS, OURS, read_arguments, split_arguments
+from latentvirt.requirements import AMOUNTS, CRITERIA, choose_flavor, read_requirements
 
 ROOT = Path(__file__).resolve().parent.parent
 SOURCE = ROOT / "src" / "latentvirt"
@@ -165,9 +166,9 @@ def test_what_we_set_of_buildbots_arguments_is_as_documented() -> None:
     assert told == set_by_us
 
 
-@pytest.mark.parametrize("value", [Connection, Size])
+@pytest.mark.parametrize("value", [Connection, Flavor, Size])
 def test_every_argument_of_a_value_is_documented(value: type[attrs.AttrsInstance]) -> None:
-    """The reference names each argument of Connection and Size."""
+    """The reference names each argument of the values that a person writes."""
     documented = terms(section(page("reference/arguments.rst"), value.__name__))
     assert set(documented) == {field.name for field in attrs.fields(value)}
 
@@ -247,6 +248,32 @@ def test_every_message_of_the_trouble_page_is_one_of_the_programs() -> None:
     assert len(messages) > 10
     unknown = [message for message in messages if not any(message.rstrip(GAP) in text for text in said)]
     assert unknown == []
+
+
+def test_every_requirement_is_documented_and_no_other() -> None:
+    """The page about requirements names each criterion that a build can have."""
+    assert set(terms(section(page("howto/requirements.rst"), "What can be asked for"))) == set(CRITERIA)
+
+
+def test_what_a_requirement_means_is_as_documented() -> None:
+    """Each way to write an amount is read as what the page says that it means."""
+    table = [row for row in rows(page("howto/requirements.rst")) if row[0].startswith("``")]
+    assert len(table) > 5
+    for written, means in table:
+        given, meaning = ast.literal_eval(written.strip("`")), means.strip("`")
+        for what in {*AMOUNTS} - {"vcpus"}:
+            assert read_requirements({what: given}) == read_requirements({what: meaning}), written
+
+
+def test_the_refusal_on_the_page_about_requirements_is_the_programs() -> None:
+    """A wish that cannot be had is refused as the page shows."""
+    text = page("howto/requirements.rst")
+    flavors = [eval(call, {"Flavor": Flavor}) for call in re.findall(r"Flavor\([^)]*disk=[^)]*\)", text)]
+    found = re.search(r"``({.*})`` comes to:\n\n((?:   .*\n)+)", text)
+    assert found is not None
+    with pytest.raises(errors.ImpossibleWish) as caught:
+        choose_flavor(read_requirements(ast.literal_eval(found[1])), flavors)
+    assert " ".join(found[2].split()) == caught.value.what
 
 
 def test_every_name_that_allow_shared_knows_is_documented() -> None:

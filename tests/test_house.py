@@ -31,8 +31,10 @@ FLOORS = (
     {"host"},
     {"domainxml", "guest", "console", "address"},
     {"claim", "undertaking"},
-    {"capabilities", "names", "spec", "config"},
-    {"errors", "_version"},
+    {"capabilities", "names", "spec", "requirements"},
+    {"config"},
+    {"labels"},
+    {"errors", "showing", "_version"},
 )
 FRONT_DOOR = "latentvirt"
 """The package's own __init__.py, which shows people what they import."""

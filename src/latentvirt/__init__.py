@@ -5,13 +5,13 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from latentvirt._version import __version__
-from latentvirt.config import Connection, Size
+from latentvirt.config import Connection, Flavor, Size
 
 if TYPE_CHECKING:
     from latentvirt.master.choosing import prefer_ready
     from latentvirt.master.worker import LibVirtWorker
 
-__all__ = ["Connection", "LibVirtWorker", "Size", "__version__", "prefer_ready"]
+__all__ = ["Connection", "Flavor", "LibVirtWorker", "Size", "__version__", "prefer_ready"]
 
 
 def __getattr__(name: str) -> Any:

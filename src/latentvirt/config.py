@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Iterable
 from urllib.parse import urlsplit
 
 import attrs
 
 from latentvirt.errors import ConfigError
+from latentvirt.labels import Labels, is_text, read_labels
+from latentvirt.showing import shown
 
 MIB_PER_UNIT = {
     "": 1,
@@ -24,9 +27,14 @@ MIB_PER_UNIT = {
 """What one of each unit is in MiB; like libvirt's tools and QEMU's, a "GB" here is 1024 MiB."""
 
 BYTES_PER_MIB = 1024 * 1024
+
+MORE_THAN_ANY_AMOUNT = 10**15
+"""The first plain number that is not read as MiB."""
+
 DEFAULT_FROZEN_SPACE = "20 GiB"
 
-_AMOUNT = re.compile(r"\s*(\d+(?:\.\d+)?)\s*([A-Za-z]*)\s*")
+# No more digits than a float keeps apart; nobody has so much.
+_AMOUNT = re.compile(r"\s*(\d{1,15}(?:\.\d{1,15})?)\s*([A-Za-z]*)\s*")
 
 
 def mebibytes(value: int | str, what: str) -> int:
@@ -42,12 +50,14 @@ def mebibytes(value: int | str, what: str) -> int:
     Raises:
         ConfigError: it is not a positive amount in a unit known here.
     """
-    found = None if isinstance(value, bool) else _AMOUNT.fullmatch(str(value))
+    # A whole number can be so large that Python would refuse to write it.
+    wrong = isinstance(value, bool) or (isinstance(value, int) and not 0 < value < MORE_THAN_ANY_AMOUNT)
+    found = None if wrong else _AMOUNT.fullmatch(str(value))
     unit = MIB_PER_UNIT.get(found.group(2).upper()) if found else None
     amount = -(-float(found.group(1)) * unit // 1) if found and unit else 0
     if amount <= 0:
         raise ConfigError(
-            f"{what}={value!r} is not an amount",
+            f"{what}={shown(value)} is not an amount",
             remedy="write a number of MiB, or a number with MiB, GiB or TiB, as in '4 GiB'",
         )
     return int(amount)
@@ -61,6 +71,11 @@ def _disk(value: int | str | None) -> int | None:
     return None if value is None else mebibytes(value, "disk")
 
 
+def _check_vcpus(_: object, attribute: object, value: object) -> None:
+    if not isinstance(value, int) or isinstance(value, bool) or value < 1:
+        raise ConfigError(f"vcpus={shown(value)} is not a number of processors", remedy="write 1 or more")
+
+
 @attrs.frozen(kw_only=True)
 class Size:
     """How large a generated VM is.
@@ -72,13 +87,63 @@ class Size:
     """
 
     memory: int = attrs.field(default=1024, converter=_memory)
-    vcpus: int = attrs.field(default=1)
+    vcpus: int = attrs.field(default=1, validator=_check_vcpus)
     disk: int | None = attrs.field(default=None, converter=_disk)
 
-    @vcpus.validator
-    def _check_vcpus(self, _: object, value: object) -> None:
-        if not isinstance(value, int) or isinstance(value, bool) or value < 1:
-            raise ConfigError(f"vcpus={value!r} is not a number of processors", remedy="write 1 or more")
+
+def _flavor_labels(given: object) -> Labels:
+    return read_labels(given, "labels")
+
+
+@attrs.frozen
+class Flavor:
+    """Name a size that builds may be given.
+
+    Args:
+        name: what messages call it.
+        memory: as in `Size`.
+        vcpus: as in `Size`.
+        disk: as in `Size`.
+        labels: what a host must have to run such VMs: of each label a value, or a list of those that will do.
+    """
+
+    name: str
+    memory: int = attrs.field(default=1024, converter=_memory, kw_only=True)
+    vcpus: int = attrs.field(default=1, validator=_check_vcpus, kw_only=True)
+    disk: int | None = attrs.field(default=None, converter=_disk, kw_only=True)
+    labels: Labels = attrs.field(factory=dict, converter=_flavor_labels, kw_only=True)
+
+    @classmethod
+    def of(cls, size: Size, name: str = "this worker's size") -> Flavor:
+        """Make the only flavor of a worker that has but a size."""
+        return cls(name, memory=size.memory, vcpus=size.vcpus, disk=size.disk)
+
+    @property
+    def size(self) -> Size:
+        """How large such a VM is."""
+        return Size(memory=self.memory, vcpus=self.vcpus, disk=self.disk)
+
+
+def check_flavors(flavors: Iterable[object]) -> None:
+    """Check a worker's flavors.
+
+    Raises:
+        ConfigError: one is no `Flavor`, has no name to tell it by, or the same as another.
+    """
+    seen = set()
+    for flavor in flavors:
+        if not isinstance(flavor, Flavor):
+            raise ConfigError(
+                f"flavors has {shown(flavor)}, which is no Flavor",
+                remedy="write Flavor('small', memory='1 GiB', vcpus=1)",
+            )
+        if not is_text(flavor.name):
+            raise ConfigError(
+                f"a flavor's name is {shown(flavor.name)}", remedy="give it one that can be read: 'small'"
+            )
+        if flavor.name in seen:
+            raise ConfigError(f"two flavors are called {flavor.name!r}", remedy="rename one of them")
+        seen.add(flavor.name)
 
 
 EMBED_SCHEME = "qemu"

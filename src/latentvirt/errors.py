@@ -74,6 +74,12 @@ class TooManyTries(LatentvirtError):
     fault = "build"
 
 
+class ImpossibleWish(LatentvirtError):
+    """A build asks for a VM that cannot be had here, whatever room there is."""
+
+    fault = "build"
+
+
 class HostError(LatentvirtError):
     """The host said no, or its answer made no sense.
 

@@ -1,0 +1,20 @@
+"""Values of a person's or a build's, as they are shown in messages."""
+
+from __future__ import annotations
+
+import reprlib
+
+LONGEST_SHOWN = 120
+"""Characters of a text in a message; the middle of a longer one is left out."""
+
+_short = reprlib.Repr()
+_short.maxstring = _short.maxother = _short.maxlong = LONGEST_SHOWN
+
+
+def shown(value: object) -> str:
+    """Write a value as Python would, but never at length, and whatever it is."""
+    try:
+        return _short.repr(value)
+    except ValueError:
+        # Python refuses to write numbers of thousands of digits.
+        return f"a value of type {type(value).__name__}"
