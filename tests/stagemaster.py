@@ -110,6 +110,10 @@ class Build:
         self.requests = [SimpleNamespace(id=number)]
         self.stopped = False
 
+    def getProperty(self, name: str, default: Any = None) -> Any:
+        """Read a property; it has none."""
+        return default
+
     def render(self, value: Any) -> Any:
         """Render, where there is nothing to."""
         return defer.succeed(value)

@@ -24,7 +24,8 @@ from click.testing import CliRunner
 from latentvirt import Connection, Flavor, Size, errors, names
 from latentvirt.cli import main
 from latentvirt.cli.xml import xml
-from latentvirt.master.arguments import LATENT_ARGUMENTS, OURS, read_arguments, split_arguments
+from latentvirt.master.arguments import OURS, read_arguments
+from latentvirt.master.buildbots import LATENT_ARGUMENTS, split_arguments
 from latentvirt.requirements import AMOUNTS, CRITERIA, choose_flavor, read_requirements
 
 ROOT = Path(__file__).resolve().parent.parent

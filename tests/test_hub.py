@@ -9,10 +9,12 @@ import pytest
 from latentvirt.claim import Claim
 from latentvirt.config import Connection
 from latentvirt.errors import HostError
-from latentvirt.master.hub import RESERVATION_S
+from latentvirt.hosts import Hosts
+from latentvirt.master.placing import RESERVATION_S, Need
 from latentvirt.master.record import FIRST_REST_S, HostRecord
 from latentvirt.master.tries import REMEMBERED_BUILDS
 from latentvirt.names import FileName, new_start, slot_of_domain
+from latentvirt.placement import Wish
 from latentvirt.planning import Plan
 from latentvirt.spec import Kind, MachineSpec
 from reactorthread import on_reactor, run
@@ -38,22 +40,34 @@ def master(clock: Clock) -> Iterator[StageMaster]:
 @pytest.fixture
 def record(master: StageMaster) -> HostRecord:
     """What the hub knows of a host with two places."""
-    return on_reactor(lambda: master.hub.record(HERE))
+    return known(master, HERE)
+
+
+def known(master: StageMaster, connection: Connection) -> HostRecord:
+    """Return what the hub knows of one host."""
+    return on_reactor(lambda: master.hub.know(Hosts(connection)))[0]
 
 
 def _reserve(master: StageMaster, record: HostRecord, *workers: str) -> list[bool]:
-    return on_reactor(lambda: [master.hub.reserve(record, worker) for worker in workers])
+    needs = [_need(record.connection, worker) for worker in workers]
+    return on_reactor(lambda: [master.hub.placing.reserve(need) for need in needs])
+
+
+def _need(connection: Connection, worker: str, kind: Kind = "generated", xml: str | None = None) -> Need:
+    spec = MachineSpec(worker=worker, kind=kind, xml=xml)
+    return Need(worker=worker, hosts=Hosts(connection), wish=Wish(), spec=spec)
 
 
 def _claim(master: StageMaster, record: HostRecord, worker: str, name: str | None = None) -> Claim:
     """Take a place as the start of a worker's VM does."""
     kind: Kind = "generated" if name is None else "xml"
     xml = None if name is None else f"<domain><name>{name}</name></domain>"
-    spec = MachineSpec(worker=worker, connection=record.host.connection, kind=kind, xml=xml)
+    need = _need(record.connection, worker, kind, xml)
+    spec = need.spec
     planned = Plan(
         spec=spec, xml="<domain/>", disks=(), has_vars=False, hindrance="a test", fingerprint="", lineage=""
     )
-    claim, standby = run(master.hub.claim(record, worker, planned, lambda line: None))
+    claim, standby = run(master.hub.claim(record, need, planned, lambda line: None))
     assert standby is None
     return claim
 
@@ -83,7 +97,7 @@ def test_a_promise_expires(master: StageMaster, record: HostRecord, clock: Clock
 
 def test_without_a_limit_there_is_always_room(master: StageMaster) -> None:
     """A host without slots takes all."""
-    record = on_reactor(lambda: master.hub.record(Connection("qemu:///session")))
+    record = known(master, Connection("qemu:///session"))
     assert _reserve(master, record, *(f"w{number}" for number in range(50))) == [True] * 50
 
 
@@ -106,7 +120,8 @@ def test_slots_are_numbered_from_the_first_free(master: StageMaster, record: Hos
 def test_a_changed_limit_holds_at_once(master: StageMaster, record: HostRecord) -> None:
     """A reconfig that changes a host's slots keeps its connection and its VMs."""
     _claim(master, record, "a")
-    assert on_reactor(lambda: master.hub.record(Connection(HERE.uri, slots=1))) is record
+    run(master.hub.expect(Hosts(Connection(HERE.uri, slots=1)), None))
+    assert known(master, HERE) is record
     assert _reserve(master, record, "b") == [False]
 
 
@@ -146,14 +161,14 @@ def test_a_worker_whose_start_was_refused_waits_alone(
     master: StageMaster, record: HostRecord, clock: Clock
 ) -> None:
     """A host that answers but failed one worker's start is there for the others, and soon for it again."""
-    on_reactor(lambda: master.hub.health.refused(record, "a"))
+    on_reactor(lambda: master.hub.health.refused(record, "a", HostError("no")))
     assert _reserve(master, record, "a") == [False]
     assert _reserve(master, record, "b") == [True]
     wakes = master.wakes
     on_reactor(lambda: clock.advance(FIRST_REST_S))
     assert master.wakes == wakes + 1
     assert _reserve(master, record, "a") == [True]
-    on_reactor(lambda: master.hub.health.refused(record, "a"))
+    on_reactor(lambda: master.hub.health.refused(record, "a", HostError("no")))
     on_reactor(lambda: clock.advance(FIRST_REST_S))
     assert _reserve(master, record, "a") == [False]
 
@@ -166,13 +181,13 @@ def test_what_an_earlier_process_left_is_swept_at_start(master: StageMaster) -> 
     """When a worker announces its host, leftovers of this owner go, those of living starts stay."""
     hub, host = master.hub, master.fake.inspector
     folder = f"/images/latentvirt-{hub.owner}"
-    record = on_reactor(lambda: hub.record(Connection("qemu:///session")))
+    record = known(master, Connection("qemu:///session"))
     living = _claim(master, record, "w").begin()
     dead = str(FileName("slot1", new_start(), "overlay", "vda"))
     host.add_file(f"{folder}/{dead}")
     alive = FileName("slot1", living.start, "overlay", "vda")
     master.fake.inspect("qemu:///session").add_file(f"{folder}/{alive}")
-    run(hub.expect(HERE, "/images"))
+    run(hub.expect(Hosts(HERE), "/images"))
     while hub._background:
         run(_nothing())
     assert dead not in host.listing(folder)
@@ -182,7 +197,7 @@ def test_what_an_earlier_process_left_is_swept_at_start(master: StageMaster) -> 
 
 def test_folders_are_remembered_across_processes(master: StageMaster) -> None:
     """A folder that only renderables named is swept by the next process, too."""
-    record = on_reactor(lambda: master.hub.record(HERE))
+    record = known(master, HERE)
     run(master.hub.storage(record, "/rendered"))
     assert master.db.state.values["places"] == [(HERE.uri, "/rendered")]
 
@@ -191,12 +206,12 @@ def test_a_stopping_master_tidies_up_and_waits_for_no_dead_host(clock: Clock) ->
     """At the master's end an empty directory goes, and a mute host costs nothing."""
     master = open_stage(clock)
     master.fake.inspector.folders.add("/images")
-    record = on_reactor(lambda: master.hub.record(HERE))
+    record = known(master, HERE)
     storage = run(master.hub.storage(record, "/images"))
     while master.hub._background:
         run(_nothing())
     assert storage.directory in master.fake.inspector.folders
-    mute = on_reactor(lambda: master.hub.record(Connection("qemu:///session")))
+    mute = known(master, Connection("qemu:///session"))
     hang = master.fake.inspect(mute.host.uri).trouble.hang("open")
     close_stage(master)
     assert storage.directory not in master.fake.inspector.folders

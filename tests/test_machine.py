@@ -86,7 +86,6 @@ class Scene:
     spec: MachineSpec = attrs.field(
         factory=lambda: MachineSpec(
             worker="minion1",
-            connection=Connection(URI),
             kind="generated",
             base_image="/images/base.qcow2",
             size=Size(memory=64),
@@ -102,7 +101,7 @@ class Scene:
         """Make a machine."""
         self.inspector.add_file("/images/base.qcow2")
         spec = attrs.evolve(self.spec, **changes)
-        host = Host(spec.connection, start(), driver=self.fake)
+        host = Host(Connection(URI), start(), driver=self.fake)
         return PlannedMachine(
             host=host,
             storage=open_storage(host, OWNER, str(spec.folder)) if spec.proven else None,

@@ -12,6 +12,7 @@ from twisted.internet import defer
 
 from latentvirt import prefer_ready
 from latentvirt.config import Connection
+from latentvirt.hosts import Hosts
 from latentvirt.master.record import HostRecord
 from latentvirt.master.worker import LibVirtWorker
 from latentvirt.testing import FakeGuest
@@ -45,15 +46,15 @@ def a_worker(master: StageMaster, name: str, **kwargs: Any) -> LibVirtWorker:
 
 def tend(master: StageMaster, worker: LibVirtWorker) -> HostRecord:
     """See to the standbys of a worker's host, and wait until that is done."""
-    record = on_reactor(lambda: master.hub.record(Connection(URI, slots=_slots(worker))))
+    record = on_reactor(lambda: master.hub.know(_hosts(worker)))[0]
     on_reactor(lambda: master.hub.standbys.tend(record))
     _settle(master)
     return record
 
 
-def _slots(worker: LibVirtWorker) -> int | None:
+def _hosts(worker: LibVirtWorker) -> Hosts:
     assert worker._arguments is not None
-    return worker._arguments.connection.slots
+    return worker._arguments.hosts
 
 
 def built(worker: LibVirtWorker) -> str:
@@ -220,7 +221,7 @@ def test_what_was_frozen_goes_when_the_host_was_lost_over_it(master: StageMaster
     with pytest.raises(LatentWorkerFailedToSubstantiate):
         _start(worker, Build(50))
     _settle(master)
-    record = on_reactor(lambda: master.hub.record(Connection(URI)))
+    record = on_reactor(lambda: master.hub.records[URI])
     on_reactor(lambda: setattr(record, "resting", None))
     assert "tier freeze" in built(worker)
     assert old not in {name.split(".")[1] for name in host.listing(folder) if not name.startswith("lease.")}

@@ -78,7 +78,6 @@ class Scene:
             storage=self.storage,
             spec=MachineSpec(
                 worker=name,
-                connection=self.connection,
                 kind="xml",
                 xml=xml,
                 base_image=str(self.base),

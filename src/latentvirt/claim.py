@@ -8,6 +8,9 @@ import attrs
 from twisted.internet import defer
 
 from latentvirt.names import Ownership, new_start
+from latentvirt.placement import Amounts
+
+ONE_PLACE = Amounts(slots=1)
 
 
 @attrs.define(eq=False)
@@ -19,11 +22,13 @@ class Claim:
     Args:
         owner: id of the master's installation.
         slot: the place.
+        room: what of the host is taken with it.
         new: makes the ids of starts.
     """
 
     owner: str
     slot: str
+    room: Amounts = ONE_PLACE
     new: Callable[[], str] = new_start
     ending: bool = attrs.field(init=False, default=False)
     """Whether the machine is only waited for to be gone."""

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
+from typing import Any
 from urllib.parse import urlsplit
 
 import attrs
@@ -174,6 +175,32 @@ def _is_uri(text: str) -> bool:
     )
 
 
+def comparable_labels(given: object) -> object:
+    """Make a mapping of labels comparable; what cannot be labels is left for the check to name."""
+    return tuple(sorted(given.items())) if isinstance(given, Mapping) and _are_texts(given.keys()) else given
+
+
+def _are_texts(values: Iterable[object]) -> bool:
+    return all(map(is_text, values))
+
+
+def check_labels(what: str, labels: object) -> None:
+    """Check labels: a mapping of texts to texts.
+
+    Args:
+        what: name of the argument, for the message.
+        labels: as `Connection` keeps them.
+
+    Raises:
+        ConfigError: they are something else.
+    """
+    pairs = labels if isinstance(labels, tuple) else None
+    if pairs is None or not all(_are_texts(pair) for pair in pairs):
+        raise ConfigError(
+            f"{what}={labels!r} are not labels", remedy="write names and values as texts: {'region': 'lab-1'}"
+        )
+
+
 @attrs.frozen
 class Connection:
     """Name a libvirt host.
@@ -183,14 +210,25 @@ class Connection:
 
     Args:
         uri: libvirt's connection URI, or an alias from libvirt.conf's ``uri_aliases``.
-        slots: how many VMs may run there at a time for this master; None for no limit of ours.
+        slots: how many VMs may run there at a time; None for no limit. For a host among several (`Hosts`)
+            those of other masters count as well, else this master's alone.
         frozen_space: how much room on its disk frozen images may take, in each image folder: a number of MiB,
             or a string with a unit.
+        memory: how much of its memory VMs may have, everyone's together: a number of MiB, or a string with a
+            unit. None for no limit; for a host among several, for what it has, less a reserve.
+        vcpus: how many virtual processors VMs may have, everyone's together; None for no limit, or for a host
+            among several for its processors times `Hosts`'s ``overcommit``.
+        labels: what a build may ask for: ``{'region': 'lab-1', 'cpu': 'avx512'}``.
+        drain: whether no further VM is started there; those that run are left alone.
     """
 
     uri: str
     slots: int | None = attrs.field(default=None, kw_only=True)
     frozen_space: int | str = attrs.field(default=DEFAULT_FROZEN_SPACE, kw_only=True)
+    memory: int | str | None = attrs.field(default=None, kw_only=True)
+    vcpus: int | None = attrs.field(default=None, kw_only=True)
+    labels: Any = attrs.field(default=(), kw_only=True, converter=comparable_labels)
+    drain: bool = attrs.field(default=False, kw_only=True)
 
     def check(self) -> None:
         """Check it as far as that goes without libvirt.
@@ -199,7 +237,6 @@ class Connection:
             ConfigError: the URI cannot be one, slots is not a positive number, or frozen_space no amount.
         """
         uri: object = self.uri
-        slots: object = self.slots
         if not isinstance(uri, str) or not uri.strip():
             raise ConfigError(
                 f"connection URI {uri!r} is not a string",
@@ -217,16 +254,28 @@ class Connection:
                 f"connection URI {uri!r}: libvirt has no driver {scheme!r}",
                 remedy="write one such as 'qemu:///system' or 'qemu+ssh://user@host/system'",
             )
-        if slots is not None and (not isinstance(slots, int) or isinstance(slots, bool) or slots < 1):
-            raise ConfigError(
-                f"slots={slots!r} is not a number of VMs", remedy="write 1 or more, or leave it out"
-            )
+        for what, number, unit in (("slots", self.slots, "VMs"), ("vcpus", self.vcpus, "processors")):
+            whole = isinstance(number, int) and not isinstance(number, bool)
+            if number is not None and (not whole or number < 1):
+                raise ConfigError(
+                    f"{what}={number!r} is not a number of {unit}", remedy="write 1 or more, or leave it out"
+                )
         mebibytes(self.frozen_space, "frozen_space")
+        if self.memory is not None:
+            mebibytes(self.memory, "memory")
+        check_labels("labels", self.labels)
+        if not isinstance(self.drain, bool):
+            raise ConfigError(f"drain={self.drain!r} is neither True nor False")
 
     @property
     def frozen_bytes(self) -> int:
         """How much room frozen images may take."""
         return mebibytes(self.frozen_space, "frozen_space") * BYTES_PER_MIB
+
+    @property
+    def memory_mib(self) -> int | None:
+        """How much memory VMs may have there; None if that was not said."""
+        return None if self.memory is None else mebibytes(self.memory, "memory")
 
     @property
     def is_embed(self) -> bool:

@@ -74,6 +74,13 @@ class TooManyTries(LatentvirtError):
     fault = "build"
 
 
+class HostFull(LatentvirtError):
+    """There is no room for a VM on the host now; it waits, or goes elsewhere."""
+
+    retry = True
+    fault = "build"
+
+
 class ImpossibleWish(LatentvirtError):
     """A build asks for a VM that cannot be had here, whatever room there is."""
 

@@ -131,6 +131,11 @@ class FrozenStore:
         """Whether there is no image."""
         return not self._images
 
+    @property
+    def count(self) -> int:
+        """How many images there are."""
+        return len(self._images)
+
     def find(self, slot: str, fingerprint: str) -> FrozenImage | None:
         """Return the newest image that can be thawed in a slot; None if there is none."""
         fitting = [

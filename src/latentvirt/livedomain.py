@@ -44,6 +44,7 @@ class LiveDomain:
         news: hears what becomes of it.
         step: does the steps.
         claimed: tells of a start's id whether a build has its VM.
+        admit: looks of a paused domain's UUID whether it may run beside the others; None lets all run.
         auth: what the in-tree worker's metadata element is to say, if it is to be there.
     """
 
@@ -55,6 +56,7 @@ class LiveDomain:
     news: Callable[[DomainNews], object]
     step: Step
     claimed: Callable[[str], bool]
+    admit: Callable[[str], Awaitable[None]] | None
     auth: Identity | None = None
 
     uuid: str = attrs.field(init=False, default="")
@@ -115,7 +117,13 @@ class LiveDomain:
         await self._begin(created, overlays, vars_path)
 
     async def resume(self) -> None:
-        """Let its guest run."""
+        """Let its guest run.
+
+        Raises:
+            HostFull: there is no room for it beside what was created before.
+        """
+        if self.admit is not None:
+            await self.step("look for room", self.admit(self.uuid))
         await self.step("resume", self.host.resume(self.uuid))
         self.resumed = True
 

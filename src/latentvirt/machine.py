@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Coroutine
+from collections.abc import Awaitable, Callable, Coroutine
 from typing import Any
 
 import attrs
@@ -42,6 +42,7 @@ class Machine:
         now: seconds since the epoch.
         frozen: the frozen images of its directory; None to boot only.
         claimed: tells of a start's id whether a build has its VM.
+        admit: looks of a paused domain's UUID whether it may run beside the others; None lets all run.
         secrets: what must not be seen in the console's log.
     """
 
@@ -55,6 +56,7 @@ class Machine:
     now: Callable[[], float]
     frozen: FrozenStore | None = None
     claimed: Callable[[str], bool] = lambda start: False
+    admit: Callable[[str], Awaitable[None]] | None = None
     secrets: tuple[str, ...] = ()
 
     _tiers: Tiers = attrs.field(init=False)
@@ -78,6 +80,7 @@ class Machine:
             clock=self.clock,
             now=self.now,
             claimed=self.claimed,
+            admit=self.admit,
         )
 
     def _progress(self, step: str, seconds: float, note: str) -> None:

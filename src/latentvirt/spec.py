@@ -7,7 +7,7 @@ from typing import Literal
 
 import attrs
 
-from latentvirt.config import Connection, Size
+from latentvirt.config import Size
 
 Kind = Literal["auto", "predefined", "xml", "generated"]
 IdentityMode = Literal["auto", "channel", "static", "metadata"]
@@ -27,7 +27,6 @@ class MachineSpec:
 
     Args:
         worker: name of the Buildbot worker; also the domain's name where it is predefined.
-        connection: the host.
         kind: where the domain's description comes from; ``auto`` looks whether one is predefined, and
             generates one otherwise.
         xml: the person's domain XML; only for kind ``xml``.
@@ -46,7 +45,6 @@ class MachineSpec:
     """
 
     worker: str
-    connection: Connection
     kind: Kind
     xml: str | None = None
     hd_image: str | None = None

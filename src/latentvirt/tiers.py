@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Coroutine
+from collections.abc import Awaitable, Callable, Coroutine
 from typing import Any, Protocol
 
 import attrs
@@ -86,6 +86,7 @@ class Tiers:
         clock: for durations and pauses (IReactorTime).
         now: seconds since the epoch.
         claimed: tells of a start's id whether a build has its VM.
+        admit: looks of a paused domain's UUID whether it may run beside the others; None lets all run.
     """
 
     owner: Owner
@@ -98,6 +99,7 @@ class Tiers:
     clock: Any
     now: Callable[[], float]
     claimed: Callable[[str], bool]
+    admit: Callable[[str], Awaitable[None]] | None
 
     live: LiveDomain | None = attrs.field(init=False, default=None)
     """The domain that lives now."""
@@ -220,6 +222,7 @@ class Tiers:
             news=self.owner.news,
             step=self.work.step,
             claimed=self.claimed,
+            admit=self.admit,
             auth=auth,
         )
         return self.live

@@ -16,6 +16,7 @@ from latentvirt.domainxml.parse import (
     memory_of,
     network_of,
     parse,
+    vcpus_of,
 )
 from latentvirt.domainxml.problems import Problem, refuse
 from latentvirt.domainxml.prove import prove
@@ -47,5 +48,6 @@ __all__ = [
     "refuse",
     "rewrite",
     "uses_vars",
+    "vcpus_of",
     "writable_disks",
 ]

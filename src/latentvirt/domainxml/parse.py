@@ -226,6 +226,12 @@ KIB_PER_UNIT = {
 """What libvirt's units of memory are in KiB."""
 
 
+def vcpus_of(xml: str) -> int:
+    """Tell how many virtual processors a domain may have; libvirt gives it one where the XML does not say."""
+    text = (parse(xml).findtext("vcpu") or "").strip()
+    return int(text) if text.isdigit() else 1
+
+
 def memory_of(xml: str) -> int:
     """Tell how much memory a domain may take, in MiB, rounded up; 0 where the XML does not say."""
     element = parse(xml).find("memory")

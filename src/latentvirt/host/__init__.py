@@ -5,7 +5,17 @@ from latentvirt.host.driver import Driver, LibvirtDriver
 from latentvirt.host.host import Host
 from latentvirt.host.link import Watch
 from latentvirt.host.streams import ByteStream
-from latentvirt.host.views import Condition, Created, DomainNews, DomainView, ImageView, MemoryView, Versions
+from latentvirt.host.views import (
+    Condition,
+    Created,
+    DomainNews,
+    DomainUse,
+    DomainView,
+    ImageView,
+    MemoryView,
+    Node,
+    Versions,
+)
 
 __all__ = [
     "ByteStream",
@@ -13,12 +23,14 @@ __all__ = [
     "Created",
     "Deadlines",
     "DomainNews",
+    "DomainUse",
     "DomainView",
     "Driver",
     "Host",
     "ImageView",
     "LibvirtDriver",
     "MemoryView",
+    "Node",
     "Versions",
     "Watch",
 ]

@@ -13,6 +13,7 @@ from latentvirt.host.deadlines import Deadlines
 from latentvirt.host.driver import Driver, LibvirtDriver
 from latentvirt.host.link import Link
 from latentvirt.host.probe import probe
+from latentvirt.names import Ownership
 
 T = TypeVar("T")
 
@@ -36,6 +37,7 @@ class Caller:
         self._asked_on = 0
         self._asking = defer.DeferredLock()
         self._known_images: dict[str, str] = {}
+        self._marks: dict[tuple[str, int], Ownership | None] = {}
 
     @property
     def uri(self) -> str:

@@ -13,6 +13,7 @@ from latentvirt.host.codes import GONE, news_from_state
 from latentvirt.host.link import Watch
 from latentvirt.host.memory import MemoryVerbs
 from latentvirt.host.streams import ByteStream
+from latentvirt.host.usage import UsageVerbs
 from latentvirt.host.views import Created, DomainNews, DomainView
 from latentvirt.host.volumes import VolumeVerbs
 from latentvirt.host.xmlread import read
@@ -21,7 +22,7 @@ from latentvirt.names import Ownership
 WRITE_TRIES = 100
 
 
-class Host(MemoryVerbs, VolumeVerbs):
+class Host(MemoryVerbs, UsageVerbs, VolumeVerbs):
     """Speak with one libvirt host; it lives as long as somebody names it.
 
     Every method has a deadline and raises `HostError` or one of its kinds. All are for the reactor's thread.

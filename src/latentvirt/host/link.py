@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable
-from functools import partial
 from typing import Any, TypeVar
 
 import attrs
@@ -22,6 +21,7 @@ from latentvirt.host.codes import (
 from latentvirt.host.deadlines import Deadlines
 from latentvirt.host.driver import Driver
 from latentvirt.host.lane import Lane
+from latentvirt.host.opened import Opened, open_connection
 from latentvirt.host.views import Condition, DomainNews
 
 T = TypeVar("T")
@@ -33,6 +33,9 @@ CALLS_AT_A_TIME = 5
 RECONNECT_PAUSE_S = 0.5
 CLOSE_S = 1.0
 LOOK_AGAIN_S = (2.0, 6.0, 12.0)  # pauses after a connection's return, before its domains are looked at anew
+
+CHANGES = (libvirt.VIR_DOMAIN_EVENT_STARTED, libvirt.VIR_DOMAIN_EVENT_STOPPED)
+"""Events after which other room is left on a host."""
 
 LOST_AFTER_S = 5.0
 """How long a broken connection may take to come back before the VMs there count as lost.
@@ -54,26 +57,6 @@ class Watch:
         self._link.watches.discard(self)
 
 
-@attrs.frozen(eq=False)
-class _Opened:
-    """A connection and what was registered on it, which keeps it open until it is taken back."""
-
-    connection: Any
-    events: tuple[int, ...]
-
-    def close(self) -> None:
-        """Close it; blocks, for a thread, as long as the far end is mute."""
-        for undo in (
-            self.connection.unregisterCloseCallback,
-            *(partial(self.connection.domainEventDeregisterAny, number) for number in self.events),
-            self.connection.close,
-        ):
-            try:
-                undo()
-            except libvirt.libvirtError:
-                pass  # none was registered, or the far end is gone
-
-
 class Link:
     """Keep one connection to a host; it lives as long as its host.
 
@@ -91,6 +74,8 @@ class Link:
         self.reactor = reactor
         self.deadlines = deadlines
         self.watches: set[Watch] = set()
+        self.on_change: Callable[[str, bool], object] = lambda uuid, ended: None
+        """Called with the UUID of each domain that starts or ends, whoever's it is, and whether it ended."""
         self.opens = 0
         """How many connections there have been; what was asked on an earlier one may be so no more."""
         self._driver = driver
@@ -98,8 +83,8 @@ class Link:
         # Opening has a thread to itself: a daemon that accepts and stays mute holds it for good, and
         # then one thread is what it costs.
         self._door = Lane(uri, reactor, 1)
-        self._opened: _Opened | None = None
-        self._opening: list[defer.Deferred[_Opened]] | None = None
+        self._opened: Opened | None = None
+        self._opening: list[defer.Deferred[Opened]] | None = None
         self._returning = False
         self._closed = False
 
@@ -172,19 +157,19 @@ class Link:
         """Open the connection if there is none."""
         await self._connected()
 
-    async def _connected(self) -> _Opened:
+    async def _connected(self) -> Opened:
         if self._closed:
             raise HostUnreachable("the connection was closed for good", host=self.uri)
         if self._opened is not None:
             return self._opened
         if self._opening is not None:
-            waiter: defer.Deferred[_Opened] = defer.Deferred()
+            waiter: defer.Deferred[Opened] = defer.Deferred()
             self._opening.append(waiter)
             return await waiter
         self._opening = []
         try:
             opened = await self._door.run(
-                "open the connection", self._open, deadline_s=self.deadlines.open, late=_Opened.close
+                "open the connection", self._open, deadline_s=self.deadlines.open, late=Opened.close
             )
             if self._closed:
                 self._close_in_background(opened)
@@ -206,31 +191,13 @@ class Link:
             other.callback(opened)
         return opened
 
-    def _open(self) -> _Opened:
-        """Runs on the door's thread: opens, and registers for events, which a new connection has none of."""
-        try:
-            connection = self._driver.open(self.uri)
-        except Exception as error:
-            raise HostUnreachable(
-                f"could not connect: {error}",
-                host=self.uri,
-                remedy=f"try: virsh -c '{self.uri}' list",
-            ) from error
-        try:
-            connection.registerCloseCallback(self._on_closed, connection)
-        except libvirt.libvirtError:
-            # Drivers inside our own process have no connection that could break.
-            pass
-        registered = []
-        for event, hear in (
-            (libvirt.VIR_DOMAIN_EVENT_ID_LIFECYCLE, self._on_lifecycle),
-            (libvirt.VIR_DOMAIN_EVENT_ID_IO_ERROR_REASON, self._on_io_error),
-        ):
-            try:
-                registered.append(connection.domainEventRegisterAny(None, event, hear, None))
-            except libvirt.libvirtError as error:
-                logger.warning("%s: no domain events, so a VM's end goes unseen: %s", self.uri, error)
-        return _Opened(connection, tuple(registered))
+    def _open(self) -> Opened:
+        """Runs on the door's thread."""
+        hear: dict[int, Callable[..., object]] = {
+            libvirt.VIR_DOMAIN_EVENT_ID_LIFECYCLE: self._on_lifecycle,
+            libvirt.VIR_DOMAIN_EVENT_ID_IO_ERROR_REASON: self._on_io_error,
+        }
+        return open_connection(self.uri, self._driver, hear, self._on_closed)
 
     # The three below run on libvirt's event thread: they hand on, and do nothing else.
 
@@ -242,9 +209,15 @@ class Link:
         self.reactor.callFromThread(self._closed_by_far_end, connection, said)
 
     def _on_lifecycle(self, _: Any, domain: Any, event: int, detail: int, __: object) -> None:
+        uuid = domain.UUIDString()
         news = news_from_lifecycle(event, detail)
         if news is not None:
-            self.reactor.callFromThread(self._tell, domain.UUIDString(), news)
+            self.reactor.callFromThread(self._tell, uuid, news)
+        if event in CHANGES:
+            self.reactor.callFromThread(self._changed, uuid, event == libvirt.VIR_DOMAIN_EVENT_STOPPED)
+
+    def _changed(self, uuid: str, ended: bool) -> None:
+        self.on_change(uuid, ended)
 
     def _on_io_error(
         self, _: Any, domain: Any, path: str, __: str, action: int, reason: str, ___: object
@@ -295,7 +268,7 @@ class Link:
         if self._opened is not None and self._opened.connection is connection:
             self._broke(self._opened, reason)
 
-    def _broke(self, opened: _Opened, reason: str) -> None:
+    def _broke(self, opened: Opened, reason: str) -> None:
         if self._opened is not opened:
             return
         self._opened = None
@@ -308,7 +281,7 @@ class Link:
                 lambda failure: logger.error("%s: watching ended: %s", self.uri, failure.getTraceback())
             )
 
-    def _close_in_background(self, opened: _Opened) -> None:
+    def _close_in_background(self, opened: Opened) -> None:
         # Closing may block on a mute far end; nobody waits for it.
         self._door.run("close the broken connection", opened.close, deadline_s=CLOSE_S).addErrback(
             lambda _: None
@@ -358,7 +331,7 @@ class Link:
         self.reactor.callLater(seconds, done.callback, None)
         await done
 
-    async def _look_later(self, opened: _Opened | None) -> None:
+    async def _look_later(self, opened: Opened | None) -> None:
         """Look for ends some more: of what ends while libvirtd takes up its VMs again, it may not tell."""
         for pause in LOOK_AGAIN_S:
             await self._pause(pause)

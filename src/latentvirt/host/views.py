@@ -123,3 +123,37 @@ class MemoryView:
 
     total: int
     available: int
+
+
+@attrs.frozen
+class Node:
+    """How large a host is.
+
+    Args:
+        memory: all that it has, in MiB.
+        cpus: processors that run.
+    """
+
+    memory: int
+    cpus: int
+
+
+@attrs.frozen(kw_only=True)
+class DomainUse:
+    """What a domain that runs, or is paused, takes of its host.
+
+    Args:
+        uuid: its UUID.
+        name: its name.
+        number: libvirt's number of its run; who started later has the higher one.
+        memory: MiB, at most.
+        vcpus: virtual processors, at most.
+        ownership: whose it is; None if it is not latentvirt's.
+    """
+
+    uuid: str
+    name: str
+    number: int
+    memory: int
+    vcpus: int
+    ownership: Ownership | None = None

@@ -2,32 +2,27 @@
 
 from __future__ import annotations
 
-import difflib
 import inspect
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Mapping, Sequence
 from typing import Any, get_args
 
 import attrs
 from buildbot.interfaces import IRenderable
-from buildbot.worker.base import AbstractWorker
 
 from latentvirt import domainxml
-from latentvirt.config import Connection, Size
+from latentvirt.aliases import check_alias
+from latentvirt.config import Connection, Flavor, Size, check_flavors
 from latentvirt.errors import ConfigError
+from latentvirt.hosts import Hosts
+from latentvirt.master.placing import Need
+from latentvirt.placement import Wish
+from latentvirt.requirements import choose_flavor, host_labels, read_requirements
 from latentvirt.spec import IdentityMode, Kind, MachineSpec, StartMode, VirtType, image_folder
 
-DEFAULT_MISSING_TIMEOUT_S = 600
 GRACEFUL_SHUTDOWN_S = 30
-CHECK_INSTANCE_INTERVAL_S = 1
-"""How often Buildbot asks us whether the VM still lives before it attaches; our answer costs nothing."""
 
 UNKNOWN = ""
 """Stands for a worker's name where arguments are checked before any build."""
-
-TIMEOUTS = {"build_wait_timeout": True, "missing_timeout": False, "check_instance_interval": False}
-"""Buildbot's arguments in seconds, and whether a negative number has a meaning there."""
-
-LATENT_ARGUMENTS = ("build_wait_timeout", "check_instance_interval")
 
 
 @attrs.frozen(kw_only=True)
@@ -35,12 +30,14 @@ class Arguments:
     """What a person wrote about the VM, before any build's properties are known.
 
     Args:
-        connection: the host.
+        hosts: those that its VMs may run on.
         hd_image: path, or a renderable of one.
         base_image: path, or a renderable of one.
         base_format: format of the base image; None asks the host.
         xml: domain XML, or a renderable of it.
         size: `Size`, a mapping of its arguments, or a renderable of either.
+        flavors: sizes to choose from; empty if there is only `size`.
+        requires: what a build asks for, by criterion, or a renderable of that.
         network: of a generated domain.
         virt_type: of a generated domain.
         identity: how the guest learns who it is.
@@ -51,12 +48,14 @@ class Arguments:
         standby: whether a VM is to stand by while the worker is idle.
     """
 
-    connection: Connection
+    hosts: Hosts
     hd_image: Any = None
     base_image: Any = None
     base_format: str | None = None
     xml: Any = None
     size: Any = None
+    flavors: tuple[Flavor, ...] = ()
+    requires: Any = None
     network: str = "user"
     virt_type: VirtType = "auto"
     identity: IdentityMode = "auto"
@@ -70,7 +69,7 @@ class Arguments:
     def rendered(self) -> tuple[Any, ...]:
         """What depends on a build's properties, in the order that `spec` takes."""
         size = attrs.asdict(self.size) if isinstance(self.size, Size) else self.size
-        return (self.hd_image, self.base_image, self.xml, size)
+        return (self.hd_image, self.base_image, self.xml, size, self.requires)
 
     @property
     def static_folder(self) -> str | None:
@@ -79,11 +78,39 @@ class Arguments:
             return None
         return image_folder(self.hd_image, self.base_image)
 
-    def static_spec(self, worker: str) -> MachineSpec | None:
-        """Make the spec of any build, if it depends on none; None if it does."""
+    def static_need(self, worker: str) -> Need | None:
+        """Say what any build's start needs, if it depends on none; None if it does."""
         if any(_depends(value) for value in self.rendered):
             return None
-        return self.spec(worker, *self.rendered)
+        return self.need(worker, self.rendered)
+
+    def need(self, worker: str, rendered: Sequence[Any], builder: str = "") -> Need:
+        """Say what one build's start needs.
+
+        Args:
+            worker: its worker's name.
+            rendered: what was rendered for it, in the order of `rendered`.
+            builder: its builder's name.
+
+        Raises:
+            ConfigError: a value that was rendered cannot be right.
+            ImpossibleWish: there is no size that the build could be content with.
+        """
+        hd_image, base_image, xml, size, requires = rendered
+        required = read_requirements({} if requires is None else requires)
+        chosen = choose_flavor(required, self.flavors) if self.flavors else None
+        spec = self.spec(worker, hd_image, base_image, xml, size if chosen is None else chosen.size)
+        flavor = chosen or Flavor.of(_size_of(spec))
+        if chosen is None and spec.kind != "auto":
+            choose_flavor(required, [flavor])
+        wish = Wish(
+            memory=flavor.memory,
+            vcpus=flavor.vcpus,
+            disk=flavor.disk or 0,
+            arch=required.arch,
+            labels=host_labels(required, flavor),
+        )
+        return Need(worker=worker, hosts=self.hosts, wish=wish, spec=spec, builder=builder)
 
     def spec(self, worker: str, hd_image: Any, base_image: Any, xml: Any, size: Any) -> MachineSpec:
         """Make the spec of one build from what was rendered for it.
@@ -108,7 +135,6 @@ class Arguments:
         kind: Kind = "xml" if xml else "generated" if size is not None else "auto"
         spec = MachineSpec(
             worker=worker,
-            connection=self.connection,
             kind=kind,
             xml=xml or None,
             hd_image=hd_image or None,
@@ -123,6 +149,14 @@ class Arguments:
         )
         _check_spec(spec)
         return spec
+
+
+def _size_of(spec: MachineSpec) -> Size:
+    """Say how large a VM is, as far as that is known before a host was asked for its definition."""
+    if spec.xml is None:
+        return spec.size
+    memory, vcpus = domainxml.memory_of(spec.xml), domainxml.vcpus_of(spec.xml)
+    return Size(memory=memory or Size().memory, vcpus=vcpus)
 
 
 def read_size(given: Mapping[str, Any]) -> Size:
@@ -172,8 +206,8 @@ def _check_text(what: str, value: Any) -> None:
         )
 
 
-def read_connection(connection: Any, uri: Any) -> Connection:
-    """Make the connection of what was given: ours, Buildbot's own, or a URI.
+def read_hosts(connection: Any, uri: Any) -> Hosts:
+    """Make the hosts of what was given: ours, one connection, Buildbot's own, or a URI.
 
     Raises:
         ConfigError: there is none, there are two, or it cannot be one.
@@ -188,6 +222,11 @@ def read_connection(connection: Any, uri: Any) -> Connection:
             "no connection was given",
             remedy="write Connection('qemu:///system') as the third argument, or uri=",
         )
+    if isinstance(given, Hosts):
+        given.check()
+        for one in given.connections:
+            check_alias(one.uri)
+        return given
     if not isinstance(given, Connection):
         given = Connection(getattr(given, "uri", given))  # Buildbot's own Connection has no more than that
     if isinstance(given.uri, str) and given.uri.startswith("/"):
@@ -196,7 +235,8 @@ def read_connection(connection: Any, uri: Any) -> Connection:
             remedy="put Connection('qemu:///system') before it, or name it hd_image=",
         )
     given.check()
-    return given
+    check_alias(given.uri)
+    return Hosts(given)
 
 
 def _choice(what: str, value: Any, choices: Any) -> Any:
@@ -223,6 +263,8 @@ def read_arguments(
     uri: Any = None,
     masterFQDN: Any = None,
     size: Any = None,
+    flavors: Any = (),
+    requires: Any = None,
     network: Any = "user",
     virt_type: Any = "auto",
     identity: Any = "auto",
@@ -264,12 +306,14 @@ def read_arguments(
             remedy="leave start= out",
         )
     arguments = Arguments(
-        connection=read_connection(connection, uri),
+        hosts=read_hosts(connection, uri),
         hd_image=hd_image,
         base_image=base_image,
         base_format=base_format,
         xml=xml,
         size=size,
+        flavors=_flavors(flavors, size, xml),
+        requires=requires,
         network=network,
         virt_type=_choice("virt_type", virt_type, VirtType),
         identity=_choice("identity", identity, IdentityMode),
@@ -283,6 +327,20 @@ def read_arguments(
     return arguments
 
 
+def _flavors(flavors: Any, size: Any, xml: Any) -> tuple[Flavor, ...]:
+    if isinstance(flavors, str) or not isinstance(flavors, Collection):
+        raise ConfigError(
+            f"flavors={flavors!r} is not a list", remedy="write [Flavor('small', memory='1 GiB')]"
+        )
+    if flavors and (size is not None or xml is not None):
+        raise ConfigError(
+            f"flavors= and {'xml' if size is None else 'size'}= were given; both say how large a VM is",
+            remedy="leave one of them out",
+        )
+    check_flavors(list(flavors))
+    return tuple(flavors)
+
+
 def _check_what_is_known(arguments: Arguments) -> None:
     """Check as a build would, with what does not depend on one."""
     known = [None if _depends(value) else value for value in arguments.rendered]
@@ -290,7 +348,9 @@ def _check_what_is_known(arguments: Arguments) -> None:
         known[2] = None  # whether the XML goes with the base image is known when that is
     if known[3] is not None and arguments.base_image is not None and known[1] is None:
         known[3] = None
-    arguments.spec(UNKNOWN, *known)
+    arguments.spec(UNKNOWN, *known[:4])
+    if known[4] is not None and known[3] is None:
+        arguments.need(UNKNOWN, known)
 
 
 def _depends(value: Any) -> bool:
@@ -299,47 +359,4 @@ def _depends(value: Any) -> bool:
     return bool(IRenderable.providedBy(value)) and not isinstance(value, str)
 
 
-def check_timeouts(buildbots: Mapping[str, Any]) -> None:
-    """Refuse what Buildbot would take for a number of seconds, and fail with at the first start.
-
-    Args:
-        buildbots: Buildbot's arguments, our defaults among them.
-
-    Raises:
-        ConfigError: one is not a number, or is negative where that means nothing.
-    """
-    for what, may_be_negative in TIMEOUTS.items():
-        value = buildbots[what]
-        if value is None:
-            continue
-        is_number = isinstance(value, (int, float)) and not isinstance(value, bool)
-        if not is_number or (value < 0 and not may_be_negative):
-            raise ConfigError(
-                f"{what}={value!r} is not a number of seconds", remedy="write a number, without quotes"
-            )
-
-
 OURS = frozenset(inspect.signature(read_arguments).parameters) - {"password"}
-
-
-def unknown_arguments(given: Collection[str]) -> dict[str, str]:
-    """Find the keyword arguments that neither we nor Buildbot have, and describe each."""
-    buildbots = set(inspect.signature(AbstractWorker.checkConfig).parameters) - {"self"}
-    known = OURS | buildbots | set(LATENT_ARGUMENTS) | {"name", "password"}
-    messages = {}
-    for name in sorted(set(given) - known):
-        close = difflib.get_close_matches(name, known, 1)
-        messages[name] = f"there is no argument {name!r}" + (f"; did you mean {close[0]!r}?" if close else "")
-    return messages
-
-
-def split_arguments(kwargs: dict[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
-    """Part our arguments from Buildbot's, and set our defaults for those."""
-    ours = {key: value for key, value in kwargs.items() if key in OURS}
-    buildbots = {key: value for key, value in kwargs.items() if key not in OURS}
-    buildbots.setdefault("build_wait_timeout", 0)
-    # Without a limit Buildbot gives a worker's VM to every builder that has a build for it, at the same time.
-    buildbots.setdefault("max_builds", 1)
-    buildbots.setdefault("missing_timeout", DEFAULT_MISSING_TIMEOUT_S)
-    buildbots.setdefault("check_instance_interval", CHECK_INSTANCE_INTERVAL_S)
-    return ours, buildbots

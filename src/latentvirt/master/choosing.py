@@ -29,6 +29,40 @@ def prefer_ready(builder: Any, workers: list[Any], request: Any) -> Any:
     return random.choice([worker for worker, score in zip(workers, scores, strict=True) if score == best])
 
 
+def prefer_dynamic(builder: Any, workers: list[Any], request: Any) -> Any:
+    """Choose a worker that has its VM of latentvirt, if one of them has; a builder's ``nextWorker``.
+
+    Among those it chooses as `prefer_ready` does; static workers get what is left.
+
+    Args:
+        builder: the builder.
+        workers: those that could take the build (Buildbot's WorkerForBuilder).
+        request: the build request.
+
+    Returns:
+        One of them; None if there is none.
+    """
+    return prefer_ready(builder, _ours(workers, True) or workers, request)
+
+
+def prefer_static(builder: Any, workers: list[Any], request: Any) -> Any:
+    """Choose a worker that is no VM of latentvirt's, if one of them is free; a builder's ``nextWorker``.
+
+    Args:
+        builder: the builder.
+        workers: those that could take the build (Buildbot's WorkerForBuilder).
+        request: the build request.
+
+    Returns:
+        One of them; None if there is none.
+    """
+    return prefer_ready(builder, _ours(workers, False) or workers, request)
+
+
+def _ours(workers: list[Any], ours: bool) -> list[Any]:
+    return [worker for worker in workers if isinstance(worker.worker, LibVirtWorker) is ours]
+
+
 ATTACHED = 3
 
 

@@ -1,9 +1,9 @@
-"""How hosts fare: one that failed rests, and a worker that was refused waits, longer each time."""
+"""How hosts fare: one that failed rests, one where starts fail far too often is put into quarantine."""
 
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import attrs
@@ -15,6 +15,17 @@ logger = logging.getLogger(__name__)
 
 LONGEST_REST_S = 60.0
 
+LEAST_FAILURES = 5
+"""How many of a host's remembered starts must have failed before it is put into quarantine."""
+
+FAILURE_RATE = 0.5
+"""Which part of a host's remembered starts must have failed."""
+
+TIMES_WORSE = 3.0
+"""How many times as often as elsewhere they must fail: what fails everywhere is no host's fault."""
+
+QUARANTINE_S = 1800.0
+
 
 @attrs.define(eq=False)
 class Health:
@@ -24,14 +35,17 @@ class Health:
         reactor: for pauses (IReactorTime).
         probe: tries a host that has rested.
         wake: lets builds that wait look again.
+        records: all hosts.
     """
 
     reactor: Any
     probe: Callable[[HostRecord], object]
     wake: Callable[[], object]
+    records: Sequence[HostRecord]
 
     def failed(self, record: HostRecord, error: LatentvirtError) -> None:
         """Note that a host failed: it rests, longer each time, and is then tried before a build is."""
+        record.last_error = str(error)
         if record.resting is not None:
             return
         record.resting = str(error)
@@ -39,8 +53,9 @@ class Health:
         self.reactor.callLater(record.rest_s, self.probe, record)
         record.rest_s = min(record.rest_s * 2, LONGEST_REST_S)
 
-    def refused(self, record: HostRecord, worker: str) -> None:
+    def refused(self, record: HostRecord, worker: str, error: LatentvirtError) -> None:
         """Note that a host that answers failed a worker's start: that worker waits, longer each time."""
+        record.last_error = str(error)
         pause = record.pauses.get(worker, FIRST_REST_S)
         record.held[worker] = self.reactor.seconds() + pause
         record.pauses[worker] = min(pause * 2, LONGEST_REST_S)
@@ -51,3 +66,34 @@ class Health:
         record.rest_s = FIRST_REST_S
         record.held.pop(worker, None)
         record.pauses.pop(worker, None)
+
+    def attached(self, record: HostRecord) -> None:
+        """Note that a guest on a host attached: all that a start is for."""
+        record.outcomes.append(True)
+
+    def came_to_nothing(self, record: HostRecord, error: LatentvirtError) -> None:
+        """Note that a start on a host, or its guest, failed; too often, and the host is quarantined."""
+        record.outcomes.append(False)
+        failures = record.outcomes.count(False)
+        rate = failures / len(record.outcomes)
+        others = [one for one in self.records if one is not record and one.quarantined is None]
+        if not others or failures < LEAST_FAILURES or rate < FAILURE_RATE or record.quarantined is not None:
+            return
+        elsewhere = [outcome for one in others for outcome in one.outcomes]
+        usual = elsewhere.count(False) / len(elsewhere) if elsewhere else 0.0
+        if rate < TIMES_WORSE * usual:
+            return
+        record.quarantined = (
+            f"{failures} of its last {len(record.outcomes)} starts failed, {usual:.0%} elsewhere; "
+            f"the last one: {error.what}"
+        )
+        logger.error("%s is in quarantine for %g s: %s", record.host.uri, QUARANTINE_S, record.quarantined)
+        self.reactor.callLater(QUARANTINE_S, self.release, record)
+
+    def release(self, record: HostRecord) -> None:
+        """Let a host out of quarantine; what was remembered of its starts is forgotten."""
+        if record.quarantined is not None:
+            record.quarantined = None
+            record.outcomes.clear()
+            logger.warning("%s is out of quarantine", record.host.uri)
+            self.wake()

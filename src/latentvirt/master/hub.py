@@ -10,7 +10,6 @@ from typing import Any
 from buildbot.util.service import SharedService
 from twisted.internet import defer, task
 
-from latentvirt import domainxml
 from latentvirt.claim import Claim
 from latentvirt.config import Connection
 from latentvirt.describing import own_name
@@ -19,10 +18,14 @@ from latentvirt.errors import ImageError, LatentvirtError
 from latentvirt.frozen import FrozenStore
 from latentvirt.guest import Identity
 from latentvirt.host import Host
+from latentvirt.hosts import Hosts
 from latentvirt.listening import Listener
 from latentvirt.machine import Machine
 from latentvirt.master.health import Health
+from latentvirt.master.looking import Looking
+from latentvirt.master.placing import Need, Placing
 from latentvirt.master.record import HostRecord
+from latentvirt.master.room import Room, room_for
 from latentvirt.master.standby import TEND_EVERY_S, Standbys
 from latentvirt.master.state import HubState
 from latentvirt.master.tries import Tries
@@ -36,9 +39,6 @@ logger = logging.getLogger(__name__)
 
 SWEEP_EVERY_S = 600
 LEASE_S = 3600
-RESERVATION_S = 30
-"""How long a yes to Buildbot holds a place; the start that it was for follows within moments, or never."""
-
 FAREWELL_S = 3.0
 """How long a host may take to let a stopping master tidy up; what is left then, the next sweep removes."""
 
@@ -66,6 +66,8 @@ class Hub(SharedService):
         self._sweeps = task.LoopingCall(self._sweep_all)
         self._tends = task.LoopingCall(self._tend_all)
         self.standbys = Standbys(self)
+        self.placing = Placing(self)
+        self._looking = Looking(self)
         self._background: set[defer.Deferred[Any]] = set()
         self.driver: Any = None
 
@@ -77,14 +79,14 @@ class Hub(SharedService):
     @property
     def health(self) -> Health:
         """How the hosts fare."""
-        return Health(self.master.reactor, self._try_again, self._wake)
+        return Health(self.master.reactor, self._try_again, self.wake, list(self._records.values()))
 
     def startService(self) -> Any:
         """Begin to sweep every so often."""
-        self._sweeps.clock = self.master.reactor
-        self._sweeps.start(SWEEP_EVERY_S, now=False)
-        self._tends.clock = self.master.reactor
-        self._tends.start(TEND_EVERY_S, now=False)
+        for loop, every_s in ((self._sweeps, SWEEP_EVERY_S), (self._tends, TEND_EVERY_S)):
+            loop.clock = self.master.reactor
+            loop.start(every_s, now=False)
+        self._looking.begin()
         return super().startService()
 
     async def ready(self) -> None:
@@ -95,38 +97,52 @@ class Hub(SharedService):
 
     # Hosts
 
-    def record(self, connection: Connection) -> HostRecord:
-        """Return what is known of a host; its connection survives reconfigs."""
+    @property
+    def records(self) -> dict[str, HostRecord]:
+        """All hosts that workers have named since the master started, by URI."""
+        return self._records
+
+    def know(self, hosts: Hosts) -> list[HostRecord]:
+        """Return what is known of hosts, in the person's order; a connection survives reconfigs.
+
+        Args:
+            hosts: as the person describes them now.
+        """
+        return [self._know(connection, hosts) for connection in hosts.connections]
+
+    def _know(self, connection: Connection, hosts: Hosts) -> HostRecord:
         record = self._records.get(connection.uri)
         if record is None:
             host = Host(connection, self.master.reactor, driver=self.driver)
-            record = self._records[connection.uri] = HostRecord(host, connection.slots)
-        record.slots = connection.slots
-        record.frozen_bytes = connection.frozen_bytes
-        for store in record.frozen.values():
-            store.most_bytes = record.frozen_bytes
+            uri = connection.uri
+            room = Room(host, connection, lambda: self.owner, lambda ended: self._looking.changed(uri, ended))
+            record = self._records[uri] = HostRecord(host, connection, room)
+            record.configure(connection, hosts)
         return record
 
-    async def expect(self, connection: Connection, folder: str | None) -> None:
-        """Hear that a worker will use a host; what earlier processes left there is removed.
+    async def expect(self, hosts: Hosts, folder: str | None) -> None:
+        """Hear that a worker will use hosts; what earlier processes left there is removed.
 
         Args:
-            connection: the host.
+            hosts: the hosts.
             folder: the image folder, if it is known before a build.
         """
         await self.ready()
-        first = connection.uri not in self._records
-        record = self.record(connection)
-        if folder is not None:
-            await self._use_folder(record, folder)
-        if first:
-            self.in_background(self._sweep(record), f"sweep {connection.uri}")
+        new = [connection.uri for connection in hosts.connections if connection.uri not in self._records]
+        for record, connection in zip(self.know(hosts), hosts.connections, strict=True):
+            record.configure(connection, hosts)
+            if folder is not None:
+                await self._use_folder(record, folder)
+            if record.host.uri in new:
+                self.in_background(self._sweep(record), f"sweep {record.host.uri}")
+                self._looking.look(record)
 
     async def _use_folder(self, record: HostRecord, folder: str) -> Storage:
         storage = record.storages.get(folder)
         if storage is None:
             storage = record.storages[folder] = open_storage(record.host, self.owner, folder)
-            record.frozen[folder] = FrozenStore(storage, self.master.reactor.seconds, record.frozen_bytes)
+            most = record.connection.frozen_bytes
+            record.frozen[folder] = FrozenStore(storage, self.master.reactor.seconds, most)
             if self._state is not None:
                 await self._state.remember(record.host.uri, folder)
         return storage
@@ -176,6 +192,7 @@ class Hub(SharedService):
             identify=identify,
             frozen=store,
             claimed=self.is_claimed,
+            admit=record.room.admit if record.room.shared else None,
             clock=self.master.reactor,
             now=time.time,
             secrets=secrets,
@@ -183,28 +200,14 @@ class Hub(SharedService):
 
     # Places
 
-    def reserve(self, record: HostRecord, worker: str) -> bool:
-        """Promise a worker a place for the start that is about to follow; False if there is none now."""
-        now = self.master.reactor.seconds()
-        if not record.reserve(worker, now, now + RESERVATION_S):
-            return False
-        self.master.reactor.callLater(RESERVATION_S, self._expire, record, worker)
-        return True
-
-    def _expire(self, record: HostRecord, worker: str) -> None:
-        until = record.reserved.get(worker)
-        if until is not None and until <= self.master.reactor.seconds():
-            del record.reserved[worker]
-            self._wake()
-
     async def claim(
-        self, record: HostRecord, worker: str, plan: Plan, say: Callable[[str], object]
+        self, record: HostRecord, need: Need, plan: Plan, say: Callable[[str], object]
     ) -> tuple[Claim, Machine | None]:
         """Give a worker's start a place: that of a standby if there is one.
 
         Args:
             record: the host.
-            worker: whose reservation the start takes up.
+            need: whose promise the start takes up, and for how much disk.
             plan: what it needs.
             say: hears what is waited for.
 
@@ -214,24 +217,25 @@ class Hub(SharedService):
         Raises:
             ForeignDomain: another worker's build has the domain.
         """
-        record.reserved.pop(worker, None)
+        self.placing.withdraw(need)
         ready = await self.standbys.take(record, plan, say)
         if ready is not None:
             return ready
+        room = room_for(plan, need.wish.disk)
         if plan.spec.kind != "generated":
             slot = slot_of_domain(own_name(plan.spec))
             await self.standbys.give_up(record, slot)
-            return record.take(self.owner, slot), None
-        if record.is_full:
+            return record.take(self.owner, slot, room), None
+        while record.standbys and not record.has_room_for(room, self.master.reactor.seconds()):
             await self.standbys.give_up(record)
-        await self.standbys.make_room(record, domainxml.memory_of(plan.xml))
+        await self.standbys.make_room(record, room.memory)
         liked = self.slots_to_thaw_in(record, plan)
         if liked and not liked & set(record.free_slots(liked)):
             # To thaw in the place of a VM that is just being ended is quicker than to boot beside it.
             ending = record.ending_in(liked)
             if ending is not None:
                 await self._gone(ending)
-        return record.take_any(self.owner, liked), None
+        return record.take_any(self.owner, liked, room), None
 
     async def _gone(self, claim: Claim) -> None:
         gone = claim.gone()
@@ -257,7 +261,7 @@ class Hub(SharedService):
     def end(self, record: HostRecord, claim: Claim) -> None:
         """Note that a claim's VM is gone, or left to the sweep; its place is free."""
         if record.end(claim):
-            self._wake()
+            self.wake()
             self.standbys.tend(record)
 
     def end_later(self, record: HostRecord, claim: Claim, machine: Machine, graceful_s: float = 0.0) -> None:
@@ -283,7 +287,8 @@ class Hub(SharedService):
 
         self.in_background(go_on(), f"end {machine.name} on {record.host.uri}")
 
-    def _wake(self) -> None:
+    def wake(self) -> None:
+        """Let builds that wait look for room again."""
         if self.running and self.master is not None:
             self.master.botmaster.maybeStartBuildsForAllBuilders()
 
@@ -306,7 +311,8 @@ class Hub(SharedService):
             self.failed(record, error)
             return
         record.resting = None
-        self._wake()
+        self._looking.look(record)
+        self.wake()
         await self._sweep(record)
         self.standbys.tend(record)
 
@@ -360,6 +366,7 @@ class Hub(SharedService):
     @defer.inlineCallbacks
     def stopService(self) -> Any:
         """Tidy up on every host that answers, and close the connections; the dead are not waited for."""
+        self._looking.end()
         for loop in (self._sweeps, self._tends):
             if loop.running:
                 loop.stop()

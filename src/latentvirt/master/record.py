@@ -1,19 +1,39 @@
-"""What the hub knows of one host: its places, who has them, and how the host fares."""
+"""What the hub knows of one host: its places, who has them, how much room there is, and how it fares."""
 
 from __future__ import annotations
 
+from collections import deque
 from collections.abc import Collection
 
 import attrs
 
 from latentvirt.claim import Claim
+from latentvirt.config import Connection
 from latentvirt.errors import ForeignDomain
 from latentvirt.frozen import FrozenStore
 from latentvirt.host import Host
+from latentvirt.hosts import Hosts
+from latentvirt.master.room import Room
 from latentvirt.names import slot_of_number
+from latentvirt.placement import Amounts
 from latentvirt.storage import Storage
 
 FIRST_REST_S = 2.0
+
+REMEMBERED_STARTS = 20
+
+
+@attrs.frozen
+class Promise:
+    """Room on a host that a worker was promised for the start that is about to follow.
+
+    Args:
+        until: when it expires (the reactor's seconds).
+        room: how much.
+    """
+
+    until: float
+    room: Amounts
 
 
 @attrs.define(eq=False)
@@ -22,31 +42,51 @@ class HostRecord:
 
     Args:
         host: the host.
-        slots: how many VMs may run there at a time; None for no limit.
+        connection: what the person says of it, as of the last reconfig.
+        room: what is in use there.
         storages: by image folder.
-        frozen_bytes: how much room frozen images may take, in each image folder.
         frozen: the frozen images, by image folder.
         claims: the places that are taken.
         standbys: those of them in which a VM waits for any build, the one that waits longest first.
-        reserved: workers that were promised a place, and until when (the reactor's seconds).
+        reserved: what workers were promised.
         rest_s: how long the host rests after its next failure.
         resting: why it is not used now; None if it is.
+        last_error: what went wrong there last; empty if nothing has.
+        quarantined: why nothing is started there until it has proved itself; None if it is in use.
+        drained: whether a program has taken it out of use.
+        outcomes: of its last starts, whether a guest attached.
         held: workers whose last start it refused, and until when they wait (the reactor's seconds).
         pauses: how long they wait after the next refusal.
     """
 
     host: Host
-    slots: int | None
+    connection: Connection
+    room: Room
     storages: dict[str, Storage] = attrs.field(factory=dict)
-    frozen_bytes: int = 0
     frozen: dict[str, FrozenStore] = attrs.field(factory=dict)
     claims: list[Claim] = attrs.field(factory=list)
     standbys: list[Claim] = attrs.field(factory=list)
-    reserved: dict[str, float] = attrs.field(factory=dict)
+    reserved: dict[str, Promise] = attrs.field(factory=dict)
     rest_s: float = FIRST_REST_S
     resting: str | None = None
+    last_error: str = ""
+    quarantined: str | None = None
+    drained: bool = False
+    outcomes: deque[bool] = attrs.field(factory=lambda: deque(maxlen=REMEMBERED_STARTS))
     held: dict[str, float] = attrs.field(factory=dict)
     pauses: dict[str, float] = attrs.field(factory=dict)
+
+    def configure(self, connection: Connection, hosts: Hosts) -> None:
+        """Take over what the person says now.
+
+        Args:
+            connection: of the host.
+            hosts: those that it is one of.
+        """
+        self.connection = connection
+        self.room.configure(connection, shared=not hosts.is_one, overcommit=hosts.overcommit)
+        for store in self.frozen.values():
+            store.most_bytes = connection.frozen_bytes
 
     def is_living(self, start: str) -> bool:
         """Say whether a start is under way, or its VM in use, or its files below another VM."""
@@ -58,34 +98,59 @@ class HostRecord:
         """Say whether somebody has a start's VM; one that is only waited for to be gone, nobody claims."""
         return any(start in claim.starts and not claim.ending for claim in self.claims)
 
+    # Room
+
     @property
     def in_use(self) -> int:
         """How many places builds have; a standby gives way to them."""
         return len(self.claims) - len(self.standbys)
 
-    @property
-    def is_full(self) -> bool:
-        """Whether the limit is reached, standbys included."""
-        return self.slots is not None and len(self.claims) >= self.slots
+    def used(self, now: float, but: str = "", *, with_standbys: bool = False) -> Amounts:
+        """Add up what is taken of the host: by everyone's VMs, and by what was promised.
 
-    def reserve(self, worker: str, now: float, until: float) -> bool:
-        """Promise a worker a place for the start that is about to follow; False if there is none now."""
-        for holder in [holder for holder, end in self.reserved.items() if end <= now]:
-            del self.reserved[holder]
-        if self.resting is not None or self.held.get(worker, now) > now:
-            return False
-        promised = self.in_use + len(self.reserved)
-        if self.slots is not None and worker not in self.reserved and promised >= self.slots:
-            return False
-        self.reserved[worker] = until
-        return True
+        Args:
+            now: the reactor's seconds.
+            but: a worker whose own promise does not count.
+            with_standbys: whether VMs count that give way to builds.
+        """
+        for worker in [worker for worker, promise in self.reserved.items() if promise.until <= now]:
+            del self.reserved[worker]
+        used = self.room.others(claim.slot for claim in self.claims)
+        for claim in self.claims:
+            if with_standbys or claim not in self.standbys:
+                used += claim.room
+        for worker, promise in self.reserved.items():
+            if worker != but:
+                used += promise.room
+        return used
+
+    def has_room_for(self, room: Amounts, now: float) -> bool:
+        """Say whether something fits beside all that is there, standbys included."""
+        return (self.used(now, with_standbys=True) + room).fits(self.room.limits)
+
+    def why_not(self, worker: str, now: float) -> str:
+        """Say why a worker's start does not go there now, whatever the room; empty if it may."""
+        if self.connection.drain or self.drained:
+            return "it is being drained"
+        if self.quarantined is not None:
+            return f"it is in quarantine: {self.quarantined}"
+        if self.resting is not None:
+            return f"it rests: {self.resting}"
+        return "it refused the worker's last start" if self.held.get(worker, now) > now else ""
+
+    # Places
 
     def standby_in(self, slot: str) -> Claim | None:
         """Find the standby that has a slot; None if there is none."""
         return next((claim for claim in self.standbys if claim.slot == slot), None)
 
-    def take(self, owner: str, slot: str) -> Claim:
+    def take(self, owner: str, slot: str, room: Amounts) -> Claim:
         """Take a named slot.
+
+        Args:
+            owner: id of the master's installation.
+            slot: its name.
+            room: what is taken of the host with it.
 
         Raises:
             ForeignDomain: another worker's build has it.
@@ -96,17 +161,18 @@ class HostRecord:
                 host=self.host.uri,
                 remedy="give each worker a domain of its own, or leave xml= out and give size=",
             )
-        return self._claim(owner, slot)
+        return self._claim(owner, slot, room)
 
-    def take_any(self, owner: str, liked: Collection[str]) -> Claim:
+    def take_any(self, owner: str, liked: Collection[str], room: Amounts) -> Claim:
         """Take a numbered slot that is free: one of those that are liked, else the first.
 
         Args:
             owner: id of the master's installation.
             liked: slots in which something can be thawed.
+            room: what is taken of the host with it.
         """
         free = [slot for slot in self.free_slots(liked) if slot in liked]
-        return self._claim(owner, (free or self.free_slots(()))[0])
+        return self._claim(owner, (free or self.free_slots(()))[0], room)
 
     def free_slots(self, also: Collection[str]) -> list[str]:
         """List the numbered slots that nobody has: the first of them, and which of these are free, too."""
@@ -119,8 +185,8 @@ class HostRecord:
         """Find a place among slots whose VM is only waited for to be gone."""
         return next((claim for claim in self.claims if claim.ending and claim.slot in slots), None)
 
-    def _claim(self, owner: str, slot: str) -> Claim:
-        claim = Claim(owner, slot)
+    def _claim(self, owner: str, slot: str, room: Amounts) -> Claim:
+        claim = Claim(owner, slot, room)
         self.claims.append(claim)
         return claim
 
@@ -131,6 +197,7 @@ class HostRecord:
         if claim not in self.claims:
             return False
         self.claims.remove(claim)
+        self.room.forget(claim.slot)
         for store in self.frozen.values():
             store.leave(claim.starts)
         claim.free()

@@ -11,7 +11,6 @@ from typing import TYPE_CHECKING, Any, Protocol
 import attrs
 from twisted.internet import defer
 
-from latentvirt import domainxml
 from latentvirt.claim import Claim
 from latentvirt.describing import own_name, settled
 from latentvirt.errors import GuestFailed, HostUnreachable, LatentvirtError, StartCancelled
@@ -19,7 +18,9 @@ from latentvirt.frozen import FrozenStore
 from latentvirt.guest import Ready
 from latentvirt.machine import Machine
 from latentvirt.master.record import HostRecord
+from latentvirt.master.room import room_for
 from latentvirt.names import slot_of_domain, slot_of_number
+from latentvirt.placement import FROZEN_FITS, STANDBY_FITS
 from latentvirt.planning import Plan, plan
 from latentvirt.spec import MachineSpec
 
@@ -47,6 +48,10 @@ AFTER_FAILURE_S = 60.0
 """How long no standby is made on a host where one failed."""
 
 
+REMEMBERED_PLANS = 1000
+"""Of how many kinds of VM it is remembered on each host what they take."""
+
+
 class Idler(Protocol):
     """A worker, as far as its next build can be foreseen."""
 
@@ -56,6 +61,11 @@ class Idler(Protocol):
     def foreseen(self) -> tuple[HostRecord, MachineSpec] | None:
         """Say where and what its next VM will probably be; None while it has one, or nobody can tell."""
         ...
+
+
+def _like(spec: MachineSpec) -> MachineSpec:
+    """Take out of a spec what makes no difference to its VM: a generated one is nobody's."""
+    return attrs.evolve(spec, worker="") if spec.kind == "generated" else spec
 
 
 @attrs.define(eq=False)
@@ -103,7 +113,7 @@ class Standbys:
         self._hub = hub
         self._workers: dict[str, Idler] = {}
         self._waiting: list[_Waiting] = []
-        self._plans: dict[str, Plan] = {}
+        self._plans: dict[str, dict[MachineSpec, Plan]] = {}
         self._tending: set[str] = set()
         self._again: set[str] = set()
         self._not_before: dict[str, float] = {}
@@ -120,20 +130,22 @@ class Standbys:
         """Hear that a worker is gone."""
         if self._workers.get(worker.name) is worker:
             del self._workers[worker.name]
-            self._plans.pop(worker.name, None)
 
-    def note_plan(self, worker: str, planned: Plan) -> None:
-        """Note what a worker's newest build needs; its next one will probably need the same."""
-        self._plans[worker] = planned
+    def note_plan(self, record: HostRecord, spec: MachineSpec, planned: Plan) -> None:
+        """Note what a VM took on a host; the next one like it will probably take the same."""
+        known = self._plans.setdefault(record.host.uri, {})
+        known[_like(spec)] = planned
+        while len(known) > REMEMBERED_PLANS:
+            del known[next(iter(known))]
 
-    def readiness(self, record: HostRecord, worker: str) -> int:
-        """Say how soon a worker could begin: 2 with a standby, 1 with a frozen image, else 0."""
-        planned = self._plans.get(worker)
+    def readiness(self, record: HostRecord, spec: MachineSpec) -> int:
+        """Say how soon a VM could run on a host: `STANDBY_FITS`, `FROZEN_FITS`, or else 0."""
+        planned = self._plans.get(record.host.uri, {}).get(_like(spec))
         if planned is None or not planned.fingerprint:
             return 0
         if self._find(record, planned, ready=True) is not None:
-            return 2
-        return 1 if self._hub.slots_to_thaw_in(record, planned) else 0
+            return STANDBY_FITS
+        return FROZEN_FITS if self._hub.slots_to_thaw_in(record, planned) else 0
 
     # Builds
 
@@ -293,12 +305,12 @@ class Standbys:
             foreseen = worker.foreseen() if all_workers or worker.wants_standby else None
             if foreseen is None or foreseen[0] is not record:
                 continue
-            spec = foreseen[1]
+            asked = spec = foreseen[1]
             if spec.start == "boot" or spec.folder is None or not spec.proven:
                 continue
             try:
                 spec = await settled(record.host, spec)
-                key = attrs.evolve(spec, worker="") if spec.kind == "generated" else spec
+                key = _like(spec)
                 if key not in known:
                     storage = (await self._hub.frozen(record, str(spec.folder))).storage
                     known[key] = await plan(record.host, storage, spec)
@@ -306,13 +318,15 @@ class Standbys:
                 raise
             except LatentvirtError:
                 continue  # its build will say what is wrong
-            self._plans[worker.name] = known[key]
+            self.note_plan(record, asked, known[key])
             if not known[key].hindrance:
                 found.append((known[key], worker.wants_standby))
         return found
 
     async def _make(self, record: HostRecord, planned: Plan) -> None:
-        if record.is_full or not await self._fits(record, domainxml.memory_of(planned.xml)):
+        room = room_for(planned)
+        has_room = record.has_room_for(room, self._hub.master.reactor.seconds())
+        if not has_room or not await self._fits(record, room.memory):
             return
         store = await self._hub.frozen(record, str(planned.spec.folder))
         claim = self._place(record, planned)
@@ -350,21 +364,24 @@ class Standbys:
     def _place(self, record: HostRecord, planned: Plan) -> Claim | None:
         if not self._hub.running:
             return None  # the master stops
+        room = room_for(planned)
         liked = self._hub.slots_to_thaw_in(record, planned)
         if planned.spec.kind != "generated":
             slot = slot_of_domain(own_name(planned.spec))
             free = all(claim.slot != slot for claim in record.claims)
-            return record.take(self._hub.owner, slot) if free and (liked or not record.in_use) else None
+            return record.take(self._hub.owner, slot, room) if free and (liked or not record.in_use) else None
         if not set(record.free_slots(liked)) & liked and record.in_use:
             return None  # to boot beside a build would slow the build
-        return record.take_any(self._hub.owner, liked)
+        return record.take_any(self._hub.owner, liked, room)
 
     async def _freeze_ahead(self, record: HostRecord, plans: list[Plan]) -> None:
         """Freeze one more slot, if there are more workers than slots in which builds can be thawed."""
         for fingerprint, workers in Counter(planned.fingerprint for planned in plans).items():
             planned = next(planned for planned in plans if planned.fingerprint == fingerprint)
             frozen = self._hub.slots_to_thaw_in(record, planned)
-            if record.is_full or planned.spec.kind != "generated" or not 0 < len(frozen) < workers:
+            room = room_for(planned)
+            full = not record.has_room_for(room, self._hub.master.reactor.seconds())
+            if full or planned.spec.kind != "generated" or not 0 < len(frozen) < workers:
                 continue
             store = await self._hub.frozen(record, str(planned.spec.folder))
             if not self._hub.running:
@@ -375,7 +392,7 @@ class Standbys:
             if tried not in self._ahead:
                 self._ahead.add(tried)
                 logger.info("%s: freezing %s ahead, for the host is idle", record.host.uri, slot)
-                made = await self._hold(record, planned, record.take(self._hub.owner, slot), store)
+                made = await self._hold(record, planned, record.take(self._hub.owner, slot, room), store)
                 if made is not None:
                     await self._end(made)
                 return

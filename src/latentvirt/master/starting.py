@@ -3,16 +3,28 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
+from typing import Any, NoReturn
 
 import attrs
 from twisted.internet import defer
 
 from latentvirt.describing import settled
-from latentvirt.errors import ConfigError, HostUnreachable, LatentvirtError, StartCancelled, TooManyTries
+from latentvirt.errors import (
+    ConfigError,
+    ForeignDomain,
+    HostFull,
+    HostUnreachable,
+    ImageError,
+    ImpossibleWish,
+    LatentvirtError,
+    Refused,
+    StartCancelled,
+    TooManyTries,
+)
 from latentvirt.machine import Machine
 from latentvirt.master.hub import Hub
 from latentvirt.master.password import PasswordGate
+from latentvirt.master.placing import Need
 from latentvirt.master.record import HostRecord
 from latentvirt.master.run import Run
 from latentvirt.master.steplog import StepLog
@@ -20,6 +32,9 @@ from latentvirt.master.tries import TRIES_OF_A_BUILD
 from latentvirt.planning import Plan, plan
 from latentvirt.spec import MachineSpec
 from latentvirt.tiers import Identify
+
+ELSEWHERE = (ForeignDomain, HostFull, ImageError, Refused)
+"""What need not be so on another host: it may have room, or the image."""
 
 
 @attrs.define(eq=False)
@@ -60,24 +75,50 @@ class Starting:
         self._check_wanted()
         self._count_try()
         began = self.worker.master.reactor.seconds()
-        spec = await self._rendered()
-        record = self.hub.record(spec.connection)
-        try:
-            planned = await self._plan(record, spec)
-            started = False
-            while not started:
-                claim, standby = await self.hub.claim(record, self.worker.name, planned, self.steps.progress)
-                run = Run(self.worker, record, claim, self.steps, began)
-                started = await self._start(run, planned, standby)
-        except LatentvirtError as error:
-            self.note_host(record, error)
-            raise
+        need = await self._rendered()
+        impossible = self.hub.placing.impossible(need)
+        if impossible is not None:
+            raise ImpossibleWish(impossible, remedy="ask for less, or add a host that has it")
+        came_to_nothing: dict[str, LatentvirtError] = {}
+        while True:
+            record = self.hub.placing.take(need, came_to_nothing)
+            if record is None:
+                self._tell_no_room(came_to_nothing)
+            try:
+                await self._start_on(record, need, began)
+                break
+            except LatentvirtError as error:
+                self.note_host(record, error)
+                if need.hosts.is_one or not (error.fault == "host" or isinstance(error, ELSEWHERE)):
+                    raise
+                if isinstance(error, ELSEWHERE) and not isinstance(error, HostFull):
+                    self.hub.health.refused(record, self.worker.name, error)
+                came_to_nothing[record.host.uri] = error
+                self.steps.progress(f"{error}\nlooking for another host")
         self.hub.health.worked(record, self.worker.name)
 
-    async def _rendered(self) -> MachineSpec:
+    def _tell_no_room(self, came_to_nothing: dict[str, LatentvirtError]) -> NoReturn:
+        """Give the build back to Buildbot's queue, with what went wrong last."""
+        if self.build is not None and self.build.requests:
+            full = all(isinstance(error, HostFull) for error in came_to_nothing.values())
+            if full:
+                self.hub.tries.take_back(self.build.requests[0].id)
+        raise next(reversed(came_to_nothing.values()), None) or HostFull(
+            "no host has room for this VM now; the build waits for its turn"
+        )
+
+    async def _start_on(self, record: HostRecord, need: Need, began: float) -> None:
+        planned = await self._plan(record, need.spec)
+        started = False
+        while not started:
+            claim, standby = await self.hub.claim(record, need, planned, self.steps.progress)
+            run = Run(self.worker, record, claim, self.steps, began)
+            started = await self._start(run, planned, standby)
+
+    async def _rendered(self) -> Need:
         try:
-            spec: MachineSpec = await self.worker.renderWorkerPropsOnStart(self.build)
-            return spec
+            need: Need = await self.worker.renderWorkerPropsOnStart(self.build)
+            return need
         except LatentvirtError:
             raise
         except Exception as error:
@@ -86,8 +127,8 @@ class Starting:
                 remedy="look at the renderables among hd_image, base_image, xml and size",
             ) from error
 
-    async def _plan(self, record: HostRecord, spec: MachineSpec) -> Plan:
-        spec = await settled(record.host, spec)
+    async def _plan(self, record: HostRecord, asked: MachineSpec) -> Plan:
+        spec = await settled(record.host, asked)
         storage = None
         if spec.folder is not None and spec.proven:
             storage = (await self.hub.frozen(record, spec.folder)).storage
@@ -95,7 +136,7 @@ class Starting:
         began = clock.seconds()
         planned = await plan(record.host, storage, spec)
         self.steps.progress(f"describe: {clock.seconds() - began:.3f} s")
-        self.hub.standbys.note_plan(self.worker.name, planned)
+        self.hub.standbys.note_plan(record, asked, planned)
         return planned
 
     async def _start(self, run: Run, planned: Plan, standby: Machine | None) -> bool:

@@ -28,3 +28,11 @@ class Tries:
         while len(self._tries) > REMEMBERED_BUILDS:
             self._tries.popitem(last=False)
         return tries
+
+    def take_back(self, request: int) -> None:
+        """Do not count the latest start: there was no room for it.
+
+        Args:
+            request: number of the build request.
+        """
+        self._tries[request] = self._tries.get(request, 1) - 1

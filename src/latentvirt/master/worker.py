@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import socket
+import zlib
 from typing import Any
 
 from buildbot import config
@@ -24,15 +25,11 @@ from latentvirt.errors import (
     StartCancelled,
 )
 from latentvirt.guest import Identity
-from latentvirt.master.arguments import (
-    Arguments,
-    check_timeouts,
-    read_arguments,
-    split_arguments,
-    unknown_arguments,
-)
+from latentvirt.master.arguments import Arguments, read_arguments
+from latentvirt.master.buildbots import check_timeouts, split_arguments, unknown_arguments
 from latentvirt.master.hub import Hub
 from latentvirt.master.password import PasswordGate
+from latentvirt.master.placing import Need
 from latentvirt.master.record import HostRecord
 from latentvirt.master.run import Run
 from latentvirt.master.starting import Starting
@@ -58,13 +55,15 @@ class LibVirtWorker(CompatibleLatentWorkerMixin, AbstractLatentWorker):
     Args:
         name: the worker's name, and the domain's where it is predefined.
         password: what an image without the guest helper logs in with; a string, a Secret, or None.
-        connection: a `Connection`, or a URI.
+        connection: a `Connection`, a URI, or several `Hosts`.
         hd_image: path on the host of the disk image that each build gets anew.
         base_image: path on the host of the read-only image that it gets.
         xml: the domain's XML, if it is not predefined.
         uri: as ``connection``.
         masterFQDN: where guests find the master, ``host`` or ``host:port``.
         size: of a generated domain: `Size`, or a mapping of its arguments.
+        flavors: sizes of generated domains to choose from, instead of ``size``.
+        requires: what a build asks for (``{'memory': '4 GiB', 'labels': {...}}``), or a renderable of that.
         network: of a generated domain: a libvirt network, or ``user``.
         virt_type: ``auto``, ``kvm`` or ``qemu``.
         identity: ``auto``, ``channel``, ``static`` or ``metadata``.
@@ -85,7 +84,7 @@ class LibVirtWorker(CompatibleLatentWorkerMixin, AbstractLatentWorker):
         self._run: Run | None = None
         self._cancel: defer.Deferred[None] | None = None
         self._blameless = False
-        self._last_spec: MachineSpec | None = None
+        self._last_need: Need | None = None
         self._began = 0.0
         if len(args) > len(POSITIONAL):
             config.error(
@@ -125,7 +124,7 @@ class LibVirtWorker(CompatibleLatentWorkerMixin, AbstractLatentWorker):
         """Take over new arguments; they hold from the next start on, a running build is not disturbed."""
         ours, buildbots = split_arguments(kwargs)
         self._arguments = read_arguments(password, **ours)
-        self._last_spec = None
+        self._last_need = None
         self._hub = yield Hub.getService(self.master)
         yield super().reconfigService(name, password, **buildbots)
         if self.running:
@@ -140,7 +139,7 @@ class LibVirtWorker(CompatibleLatentWorkerMixin, AbstractLatentWorker):
     def _announce(self) -> None:
         arguments, hub = self._parts()
         hub.standbys.hear_of(self)
-        announced = defer.ensureDeferred(hub.expect(arguments.connection, arguments.static_folder))
+        announced = defer.ensureDeferred(hub.expect(arguments.hosts, arguments.static_folder))
         announced.addErrback(lambda failure: log.err(failure, f"latentvirt: announcing {self.name}"))
         self._deferwaiter.add(announced)
 
@@ -151,19 +150,19 @@ class LibVirtWorker(CompatibleLatentWorkerMixin, AbstractLatentWorker):
 
     # Before a build
 
-    def renderWorkerProps(self, build: Any) -> defer.Deferred[MachineSpec]:
-        """Render a build's properties into the spec of its VM."""
-        return defer.ensureDeferred(self._spec(build))
+    def renderWorkerProps(self, build: Any) -> defer.Deferred[Need]:
+        """Render a build's properties into what its VM needs."""
+        return defer.ensureDeferred(self._need(build))
 
-    async def _spec(self, build: Any) -> MachineSpec:
+    async def _need(self, build: Any) -> Need:
         arguments, _ = self._parts()
         values: Any = arguments.rendered
-        if build is not None:
-            values = [await build.render(value) for value in values]
-        spec = arguments.spec(self.name, *values)
-        if build is not None:
-            self._last_spec = spec
-        return spec
+        if build is None:
+            return arguments.need(self.name, values)
+        values = [await build.render(value) for value in values]
+        builder = str(build.getProperty("buildername", ""))
+        self._last_need = need = arguments.need(self.name, values, builder)
+        return need
 
     # What its next build will need
 
@@ -176,25 +175,42 @@ class LibVirtWorker(CompatibleLatentWorkerMixin, AbstractLatentWorker):
         """Say where and what its next VM will probably be; None while it has one, or nobody can tell."""
         if self._run is not None or not self.running or self._hub is None or self._arguments is None:
             return None
-        spec = self._last_spec or self._arguments.static_spec(self.name)
-        return None if spec is None else (self._hub.record(spec.connection), spec)
+        need = self._foreseen_need()
+        usable = [
+            record
+            for record in self._hub.know(self._arguments.hosts)
+            if not record.why_not(self.name, self.master.reactor.seconds())
+        ]
+        if need is None or not usable:
+            return None
+        # Always the same host, as long as hosts come and go, so that no standby is made in vain.
+        return usable[zlib.crc32(self.name.encode()) % len(usable)], need.spec
+
+    def _foreseen_need(self) -> Need | None:
+        arguments, _ = self._parts()
+        return self._last_need or arguments.static_need(self.name)
 
     def readiness(self) -> int:
         """Say how soon it could begin: 2 with a standby, 1 with a frozen image, else 0."""
         arguments, hub = self._parts()
-        return hub.standbys.readiness(hub.record(arguments.connection), self.name)
+        need = self._foreseen_need()
+        if need is None:
+            return 0
+        return max(hub.standbys.readiness(record, need.spec) for record in hub.know(arguments.hosts))
 
     @defer.inlineCallbacks
     def isCompatibleWithBuild(self, build: Any) -> Any:
         """Say whether a build may start here now; a yes holds a place on the host for a moment."""
-        arguments, hub = self._parts()
+        _, hub = self._parts()
         try:
             compatible = yield super().isCompatibleWithBuild(build)
+            if not compatible or self._run is not None:
+                return compatible
+            need = yield self.renderWorkerProps(build)
         except LatentvirtError:
-            return True  # the start will say what is wrong, in the build's page
-        if not compatible or self._run is not None:
-            return compatible
-        return hub.reserve(hub.record(arguments.connection), self.name)
+            # The start will say what is wrong, in the build's page; a VM that is there already is not for it.
+            return self._run is None
+        return hub.placing.impossible(need) is not None or hub.placing.reserve(need)
 
     # Start
 
@@ -263,7 +279,7 @@ class LibVirtWorker(CompatibleLatentWorkerMixin, AbstractLatentWorker):
         host = master_host(
             use,
             given=given,
-            host_is_local=arguments.connection.is_local,
+            host_is_local=self._run is not None and self._run.record.connection.is_local,
             network_address=network_address,
             fallback=socket.getfqdn(),
         )
@@ -281,12 +297,14 @@ class LibVirtWorker(CompatibleLatentWorkerMixin, AbstractLatentWorker):
         return master_port(pb["port"]) or int(self.registration.getPBPort())
 
     def _note_host(self, record: HostRecord, error: LatentvirtError) -> None:
+        if error.fault in ("host", "guest") and self._hub is not None:
+            self._hub.health.came_to_nothing(record, error)
         if error.fault == "host" and self._hub is not None:
             # A host that answers may have its reasons against this worker's VM only.
             if isinstance(error, HostUnreachable):
                 self._hub.failed(record, error)
             else:
-                self._hub.health.refused(record, self.name)
+                self._hub.health.refused(record, self.name, error)
 
     def _forget(self, run: Run) -> None:
         """Let go of a run; what is left of its machine is ended in the background."""
@@ -313,6 +331,7 @@ class LibVirtWorker(CompatibleLatentWorkerMixin, AbstractLatentWorker):
             self._gate.close()
             yield defer.ensureDeferred(run.attached())
             _, hub = self._parts()
+            hub.health.attached(run.record)
             hub.standbys.tend(run.record)
 
     def detached(self) -> Any:

@@ -145,6 +145,19 @@ class VirConnect:
         with self.host.lock:
             return [VirDomain(self, domain) for domain in self.host.domains.values()]
 
+    def getInfo(self) -> list[Any]:
+        self.meet("getInfo")
+        return ["x86_64", self.host.memory["total"] // 1024, self.host.cpus, 2000, 1, 1, self.host.cpus, 1]
+
+    def getAllDomainStats(self, stats: int = 0, flags: int = 0) -> list[tuple[VirDomain, dict[str, int]]]:
+        self.meet("getAllDomainStats")
+        with self.host.lock:
+            return [
+                (VirDomain(self, domain), defaults.stats(domain.live or ""))
+                for domain in self.host.domains.values()
+                if domain.active
+            ]
+
     def createXML(self, xml: str, flags: int = 0) -> VirDomain:
         self.meet("createXML")
         root = _read(xml, "domain_definition")

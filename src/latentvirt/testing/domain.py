@@ -48,6 +48,11 @@ class VirDomain:
     def UUIDString(self) -> str:
         return self._domain.uuid
 
+    def ID(self) -> int:
+        with self._domain.host.lock:
+            live = self._domain.live
+        return int(etree.fromstring(live).get("id", "-1")) if live else -1
+
     def isActive(self) -> int:
         return int(self._meet("isActive").active)
 

@@ -23,6 +23,7 @@ from latentvirt.testing.trouble import Trouble
 logger = logging.getLogger(__name__)
 
 GIB_IN_KIB = 1024**2
+FAKE_CPUS = 8
 
 
 @attrs.define(eq=False, kw_only=True)
@@ -160,6 +161,7 @@ class FakeHostState:
         pools: by name.
         networks: by name: the host's address there, None for a network without one.
         guests: makes the guest of a domain that is created.
+        cpus: how many processors it has.
         memory: as libvirt tells it, in KiB.
         libvirt_version: as libvirt numbers it; so does `hypervisor_version`.
         full: whether its disk has no room left.
@@ -177,6 +179,7 @@ class FakeHostState:
         self.guests: Callable[[FakeDomain], FakeGuest] = lambda domain: FakeGuest()
         self.capabilities = defaults.CAPABILITIES
         self.domain_capabilities = defaults.DOMAIN_CAPABILITIES
+        self.cpus = FAKE_CPUS
         self.memory = {
             "total": 16 * GIB_IN_KIB,
             "free": 6 * GIB_IN_KIB,

@@ -1,0 +1,73 @@
+"""One connection from its opening to its close, with the events that were registered on it."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Mapping
+from functools import partial
+from typing import Any
+
+import attrs
+import libvirt
+
+from latentvirt.errors import HostUnreachable
+from latentvirt.host.driver import Driver
+
+logger = logging.getLogger(__name__)
+
+
+@attrs.frozen(eq=False)
+class Opened:
+    """A connection and what was registered on it, which keeps it open until it is taken back."""
+
+    connection: Any
+    events: tuple[int, ...]
+
+    def close(self) -> None:
+        """Close it; blocks, for a thread, as long as the far end is mute."""
+        for undo in (
+            self.connection.unregisterCloseCallback,
+            *(partial(self.connection.domainEventDeregisterAny, number) for number in self.events),
+            self.connection.close,
+        ):
+            try:
+                undo()
+            except libvirt.libvirtError:
+                pass  # none was registered, or the far end is gone
+
+
+def open_connection(
+    uri: str,
+    driver: Driver,
+    hear: Mapping[int, Callable[..., object]],
+    on_closed: Callable[[Any, int, Any], object],
+) -> Opened:
+    """Open a connection, and register for events, which a new one has none of; blocks, for a thread.
+
+    Args:
+        uri: libvirt's connection URI or alias.
+        driver: opens connections.
+        hear: what is called, on libvirt's event thread, by number of the event (``VIR_DOMAIN_EVENT_ID_...``).
+        on_closed: called there when the far end closes the connection, which is the last argument.
+
+    Raises:
+        HostUnreachable: it cannot be opened.
+    """
+    try:
+        connection = driver.open(uri)
+    except Exception as error:
+        raise HostUnreachable(
+            f"could not connect: {error}", host=uri, remedy=f"try: virsh -c '{uri}' list"
+        ) from error
+    try:
+        connection.registerCloseCallback(on_closed, connection)
+    except libvirt.libvirtError:
+        # Drivers inside our own process have no connection that could break.
+        pass
+    registered = []
+    for event, call in hear.items():
+        try:
+            registered.append(connection.domainEventRegisterAny(None, event, call, None))
+        except libvirt.libvirtError as error:
+            logger.warning("%s: no domain events, so a VM's end goes unseen: %s", uri, error)
+    return Opened(connection, tuple(registered))

@@ -1,0 +1,65 @@
+"""Buildbot's own arguments of a latent worker: told from ours, with our defaults, and checked."""
+
+from __future__ import annotations
+
+import difflib
+import inspect
+from collections.abc import Collection, Mapping
+from typing import Any
+
+from buildbot.worker.base import AbstractWorker
+
+from latentvirt.errors import ConfigError
+from latentvirt.master.arguments import OURS
+
+DEFAULT_MISSING_TIMEOUT_S = 600
+CHECK_INSTANCE_INTERVAL_S = 1
+"""How often Buildbot asks us whether the VM still lives before it attaches; our answer costs nothing."""
+
+TIMEOUTS = {"build_wait_timeout": True, "missing_timeout": False, "check_instance_interval": False}
+"""Buildbot's arguments in seconds, and whether a negative number has a meaning there."""
+
+LATENT_ARGUMENTS = ("build_wait_timeout", "check_instance_interval")
+
+
+def check_timeouts(buildbots: Mapping[str, Any]) -> None:
+    """Refuse what Buildbot would take for a number of seconds, and fail with at the first start.
+
+    Args:
+        buildbots: Buildbot's arguments, our defaults among them.
+
+    Raises:
+        ConfigError: one is not a number, or is negative where that means nothing.
+    """
+    for what, may_be_negative in TIMEOUTS.items():
+        value = buildbots[what]
+        if value is None:
+            continue
+        is_number = isinstance(value, (int, float)) and not isinstance(value, bool)
+        if not is_number or (value < 0 and not may_be_negative):
+            raise ConfigError(
+                f"{what}={value!r} is not a number of seconds", remedy="write a number, without quotes"
+            )
+
+
+def unknown_arguments(given: Collection[str]) -> dict[str, str]:
+    """Find the keyword arguments that neither we nor Buildbot have, and describe each."""
+    buildbots = set(inspect.signature(AbstractWorker.checkConfig).parameters) - {"self"}
+    known = OURS | buildbots | set(LATENT_ARGUMENTS) | {"name", "password"}
+    messages = {}
+    for name in sorted(set(given) - known):
+        close = difflib.get_close_matches(name, known, 1)
+        messages[name] = f"there is no argument {name!r}" + (f"; did you mean {close[0]!r}?" if close else "")
+    return messages
+
+
+def split_arguments(kwargs: dict[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
+    """Part our arguments from Buildbot's, and set our defaults for those."""
+    ours = {key: value for key, value in kwargs.items() if key in OURS}
+    buildbots = {key: value for key, value in kwargs.items() if key not in OURS}
+    buildbots.setdefault("build_wait_timeout", 0)
+    # Without a limit Buildbot gives a worker's VM to every builder that has a build for it, at the same time.
+    buildbots.setdefault("max_builds", 1)
+    buildbots.setdefault("missing_timeout", DEFAULT_MISSING_TIMEOUT_S)
+    buildbots.setdefault("check_instance_interval", CHECK_INSTANCE_INTERVAL_S)
+    return ours, buildbots

@@ -1,0 +1,190 @@
+"""Which host a build's start goes to: promises for builds that are about to start, and whose turn it is."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Hashable, Sequence
+from typing import TYPE_CHECKING
+
+import attrs
+
+from latentvirt.hosts import Hosts
+from latentvirt.line import EXPIRES_S, Line
+from latentvirt.master.record import HostRecord, Promise
+from latentvirt.placement import STANDBY_FITS, Amounts, HostView, Rule, Wish, choose, explain
+from latentvirt.spec import MachineSpec
+
+if TYPE_CHECKING:
+    from latentvirt.master.hub import Hub
+
+RESERVATION_S = 30.0
+"""How long a yes to Buildbot holds a place; the start that it was for follows within moments, or never."""
+
+ASK_AGAIN_S = EXPIRES_S / 3
+"""How often Buildbot is told to look at builds that wait, so that one that was given up loses its turn."""
+
+
+@attrs.frozen(kw_only=True)
+class Need:
+    """What the start of a build asks of hosts.
+
+    Args:
+        worker: name of the worker.
+        hosts: those that it may go to.
+        wish: how much room, and on what kind of host.
+        spec: what the VM is to be.
+        builder: name of the builder whose build it is; empty if that is not known.
+    """
+
+    worker: str
+    hosts: Hosts
+    wish: Wish
+    spec: MachineSpec
+    builder: str = attrs.field(default="", eq=False)
+
+    def __deepcopy__(self, memo: object) -> Need:
+        return self  # nothing in it ever changes; Buildbot keeps a copy for each VM
+
+    @property
+    def room(self) -> Amounts:
+        """What it takes."""
+        return self.wish.amounts
+
+    @property
+    def waiter(self) -> Hashable:
+        """Who waits if there is no room: Buildbot does not say which build it asks for.
+
+        Builds of one builder that ask for the same are served by Buildbot in their order.
+        """
+        return self.builder, self.wish
+
+
+@attrs.frozen
+class _Wait:
+    """How long somebody has waited, and when they asked last (the reactor's seconds)."""
+
+    since: float
+    asked: float
+
+
+class Placing:
+    """Choose hosts for starts; there is one of it per hub.
+
+    Args:
+        hub: the hub.
+    """
+
+    def __init__(self, hub: Hub) -> None:
+        self._hub = hub
+        self._lines: dict[Hosts, Line] = {}
+        self._waiting: dict[Hashable, _Wait] = {}
+        self._asking = False
+
+    @property
+    def _now(self) -> float:
+        return float(self._hub.master.reactor.seconds())
+
+    def records(self, hosts: Hosts) -> list[HostRecord]:
+        """Return what is known of hosts, in the person's order."""
+        return self._hub.know(hosts)
+
+    def _views(self, need: Need, records: Sequence[HostRecord]) -> list[HostView]:
+        now = self._now
+        views = []
+        for record in records:
+            why_not = record.why_not(need.worker, now)
+            readiness = self._hub.standbys.readiness(record, need.spec)
+            used = record.used(now, need.worker)
+            views.append(
+                HostView(
+                    uri=record.host.uri,
+                    labels=dict(record.connection.labels),
+                    arch=record.room.arch,
+                    limit=record.room.limits,
+                    # Standbys give way to builds, but for the one that this build takes.
+                    used=used + need.room if readiness == STANDBY_FITS else used,
+                    usable=not why_not,
+                    why_not=why_not,
+                    readiness=readiness,
+                )
+            )
+        return views
+
+    def reserve(self, need: Need) -> bool:
+        """Promise a build's start room on the host that suits it best; False if there is none now.
+
+        Args:
+            need: what it asks for.
+        """
+        record = self._choose(need, ())
+        if record is None:
+            return False
+        now = self._now
+        self.withdraw(need)
+        record.reserved[need.worker] = Promise(now + RESERVATION_S, need.room)
+        self._hub.master.reactor.callLater(RESERVATION_S, self._expire, record, need.worker)
+        return True
+
+    def _expire(self, record: HostRecord, worker: str) -> None:
+        promise = record.reserved.get(worker)
+        if promise is not None and promise.until <= self._now:
+            del record.reserved[worker]
+            self._hub.wake()
+
+    def withdraw(self, need: Need) -> None:
+        """Take back what a worker was promised."""
+        for record in self.records(need.hosts):
+            record.reserved.pop(need.worker, None)
+
+    def take(self, need: Need, avoid: Collection[str] = ()) -> HostRecord | None:
+        """Say where a start goes: to the host that promised it room, else to the one that suits it best.
+
+        Args:
+            need: what it asks for.
+            avoid: URIs of hosts on which it came to nothing.
+
+        Returns:
+            The host; None if there is no room.
+        """
+        for record in self.records(need.hosts):
+            if need.worker in record.reserved and record.host.uri not in avoid:
+                return record
+        if need.hosts.is_one and not avoid:
+            return self.records(need.hosts)[0]  # a build that Buildbot starts without asking
+        return self._choose(need, avoid)
+
+    def impossible(self, need: Need) -> str | None:
+        """Say why no host could ever take a start; None if one could."""
+        if need.hosts.is_one:
+            return None
+        return explain(self._views(need, self.records(need.hosts)), need.wish)
+
+    def _choose(self, need: Need, avoid: Collection[str]) -> HostRecord | None:
+        records = self.records(need.hosts)
+        views = self._views(need, records)
+        now = self._now
+        rule = Rule(spread=need.hosts.spread, prefer=dict(need.hosts.prefer))
+        line = self._lines.setdefault(need.hosts, Line())
+        who = need.waiter
+        since = self._waiting[who].since if who in self._waiting else now
+        chosen = choose(line.as_seen_by(who, since, views, now), need.wish, rule, avoid)
+        if chosen is None:
+            line.refused(who, since, need.wish, now)
+            self._waiting[who] = _Wait(since, now)
+            self._ask_again()
+            return None
+        line.gone(who)
+        self._waiting.pop(who, None)
+        return next(record for record in records if record.host.uri == chosen.uri)
+
+    def _ask_again(self) -> None:
+        if not self._asking:
+            self._asking = True
+            self._hub.master.reactor.callLater(ASK_AGAIN_S, self._asked)
+
+    def _asked(self) -> None:
+        self._asking = False
+        given_up = self._now - EXPIRES_S
+        self._waiting = {who: wait for who, wait in self._waiting.items() if wait.asked > given_up}
+        if self._waiting:
+            self._ask_again()
+        self._hub.wake()

@@ -1,0 +1,167 @@
+"""How much room there is on one host: how large it is, and what others' domains and ours take of it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+
+import attrs
+
+from latentvirt import domainxml
+from latentvirt.config import Connection
+from latentvirt.errors import HostFull
+from latentvirt.host import DomainUse, Host, Node
+from latentvirt.placement import Amounts, Limits
+from latentvirt.planning import Plan
+
+SPARE = 0.1
+"""The part of a host's memory that VMs do not get where the person does not say how much they may have."""
+
+
+def room_of(use: DomainUse) -> Amounts:
+    """Say what a domain takes; a place only if it is latentvirt's."""
+    return Amounts(slots=int(use.ownership is not None), memory=use.memory, vcpus=use.vcpus)
+
+
+def room_for(plan: Plan, disk: int = 0) -> Amounts:
+    """Say what a VM takes of its host.
+
+    Args:
+        plan: what it is to be.
+        disk: MiB that its disk may grow to; 0 if nobody has said.
+    """
+    memory, vcpus = domainxml.memory_of(plan.xml), domainxml.vcpus_of(plan.xml)
+    return Amounts(slots=1, memory=memory, vcpus=vcpus, disk=disk)
+
+
+def _too_much(used: Amounts, limits: Limits) -> str:
+    """Say what would be over the limit, in words."""
+    over = [
+        f"{name} would be {amount:g} of {limit:g}"
+        for name in ("slots", "memory", "vcpus", "disk")
+        if (limit := getattr(limits, name)) is not None and (amount := getattr(used, name)) > limit
+    ]
+    return " and ".join(over)
+
+
+@attrs.define(eq=False)
+class Room:
+    """See what is in use on one host, between looks by the events of domains that start and end.
+
+    Args:
+        host: the host.
+        connection: what the person says of it.
+        owner: tells whose id ours is.
+        changed: called when a domain has ended, so that there may be room, or one has started.
+    """
+
+    host: Host
+    connection: Connection
+    owner: Callable[[], str]
+    changed: Callable[[bool], object]
+    shared: bool = attrs.field(init=False, default=False)
+    """Whether others' domains count, and the host's own size limits what it gets."""
+    overcommit: float = attrs.field(init=False, default=1.0)
+    node: Node | None = attrs.field(init=False, default=None)
+    arch: str | None = attrs.field(init=False, default=None)
+    looked_at: float | None = attrs.field(init=False, default=None)
+    """When all that runs was last listed (the reactor's seconds)."""
+    _seen: dict[str, DomainUse] = attrs.field(init=False, factory=dict)
+
+    def __attrs_post_init__(self) -> None:
+        self.host.hear_of_domains(self._hear)
+
+    def configure(self, connection: Connection, *, shared: bool, overcommit: float) -> None:
+        """Take over what the person says now.
+
+        Args:
+            connection: of the host.
+            shared: whether it is one of several hosts.
+            overcommit: virtual processors for each processor.
+        """
+        self.connection, self.overcommit = connection, overcommit
+        self.shared = shared or connection.memory is not None or connection.vcpus is not None
+
+    @property
+    def limits(self) -> Limits:
+        """What VMs may take together, as far as it is known."""
+        memory, vcpus = self.connection.memory_mib, self.connection.vcpus
+        if self.shared and self.node is not None:
+            memory = memory or int(self.node.memory * (1 - SPARE))
+            vcpus = vcpus or max(1, int(self.node.cpus * self.overcommit))
+        return Limits(slots=self.connection.slots, memory=memory, vcpus=vcpus)
+
+    def others(self, ours: Iterable[str]) -> Amounts:
+        """Add up what domains take that are in none of our places.
+
+        Args:
+            ours: the slots that are taken; what is in them is counted by who took them.
+        """
+        used = Amounts()
+        if not self.shared or not self._seen:
+            return used
+        places = set(ours)
+        owner = self.owner()
+        for use in self._seen.values():
+            held = use.ownership
+            if held is None or held.owner != owner or held.slot not in places:
+                used += room_of(use)
+        return used
+
+    def forget(self, slot: str) -> None:
+        """Hear that a place of ours is free; the event of its domain's end may come later."""
+        owner = self.owner()
+        self._seen = {
+            uuid: use
+            for uuid, use in self._seen.items()
+            if use.ownership is None or (use.ownership.owner, use.ownership.slot) != (owner, slot)
+        }
+
+    def _hear(self, uuid: str, ended: bool) -> None:
+        if ended:
+            self._seen.pop(uuid, None)
+        self.changed(ended)
+
+    async def look(self) -> None:
+        """See anew what is in use."""
+        if self.node is None:
+            self.node = await self.host.node()
+        if self.arch is None:
+            self.arch = (await self.host.capabilities()).arch
+        await self._list()
+
+    async def _list(self) -> tuple[DomainUse, ...]:
+        found = await self.host.usage()
+        self._seen = {use.uuid: use for use in found}
+        self.looked_at = self.host.reactor.seconds()
+        return found
+
+    async def admit(self, uuid: str) -> None:
+        """Let a paused domain run if there is room for it and all that was created before it.
+
+        Who created his domain later withdraws, so that of two masters that take the last room at the same
+        time exactly one gets it, and what runs never takes more than there is.
+
+        Args:
+            uuid: of the domain.
+
+        Raises:
+            HostFull: there is none.
+        """
+        if not self.shared:
+            return
+        if self.node is None:
+            self.node = await self.host.node()
+        found = await self._list()
+        mine = next((use for use in found if use.uuid == uuid), None)
+        if mine is None:
+            return  # it has ended; to resume it will say so
+        used = Amounts()
+        for use in found:
+            if use.number <= mine.number:
+                used += room_of(use)
+        if not used.fits(self.limits):
+            raise HostFull(
+                f"others were quicker: with this VM {_too_much(used, self.limits)}",
+                host=self.host.uri,
+                domain=mine.name,
+            )

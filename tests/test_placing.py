@@ -1,0 +1,379 @@
+"""Several hosts, as fakes: which of them a start goes to, and what comes of trouble on one."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Iterator
+from typing import Any
+
+import libvirt
+import pytest
+from buildbot.interfaces import (
+    IRenderable,
+    LatentWorkerCannotSubstantiate,
+    LatentWorkerFailedToSubstantiate,
+)
+from buildbot.process.properties import Property
+
+from latentvirt import Flavor, drain, host_states, release
+from latentvirt.config import Connection
+from latentvirt.errors import ConfigError
+from latentvirt.hosts import Hosts
+from latentvirt.master.glance import HostState
+from latentvirt.master.health import LEAST_FAILURES
+from latentvirt.master.tries import TRIES_OF_A_BUILD
+from latentvirt.master.worker import LibVirtWorker
+from latentvirt.testing import FakeGuest
+from reactorthread import on_reactor, run
+from stagemaster import Build, StageMaster, close_stage, open_stage
+
+BASE = "/images/base.qcow2"
+FIRST, SECOND, THIRD = URIS = tuple(f"qemu+ssh://host{number}/system" for number in (1, 2, 3))
+SIZE = {"memory": 1024, "vcpus": 2}
+
+
+_numbers = itertools.count(1000)
+
+
+class Wishing(Build):
+    """A build of a builder that asks for something."""
+
+    def __init__(self, number: int = 0, builder: str = "b", **requires: Any) -> None:
+        super().__init__(number or next(_numbers))
+        self.builder, self.requires = builder, requires
+
+    def getProperty(self, name: str, default: Any = None) -> Any:
+        """Read a property."""
+        return self.builder if name == "buildername" else default
+
+    def render(self, value: Any) -> Any:
+        """Render what is asked for, and the rest as it is."""
+        return super().render(self.requires if IRenderable.providedBy(value) else value)
+
+
+@pytest.fixture
+def master() -> Iterator[StageMaster]:
+    """A master on three fake hosts that have the base image."""
+    opened = open_stage()
+    for uri in URIS:
+        opened.fake.inspect(uri).add_file(BASE)
+    yield opened
+    close_stage(opened)
+
+
+def three(**more: Any) -> Hosts:
+    """Name the three, with two places each; the second is of another region."""
+    return Hosts(
+        Connection(FIRST, slots=2, labels={"region": "near"}),
+        Connection(SECOND, slots=2, labels={"region": "far", "cpu": "avx512"}),
+        Connection(THIRD, slots=2, labels={"region": "near"}),
+        **more,
+    )
+
+
+def workers(master: StageMaster, count: int, hosts: Hosts | None = None, **more: Any) -> list[LibVirtWorker]:
+    """Configure workers that share hosts."""
+    arguments = {"connection": hosts or three(), "base_image": BASE, "requires": Property("requires"), **more}
+    if "flavors" not in arguments:
+        arguments.setdefault("size", SIZE)
+    made = []
+    for number in range(count):
+        worker = on_reactor(lambda number=number: master.worker(f"w{number}", None, **arguments))
+        worker.running = True
+        made.append(worker)
+    assert made[0]._arguments is not None
+    run(master.hub.expect(made[0]._arguments.hosts, "/images"))
+    settle(master)
+    return made
+
+
+def settle(master: StageMaster) -> None:
+    """Wait until the hub has nothing in the background."""
+
+    async def nothing() -> None:
+        pass
+
+    while master.hub._background:
+        run(nothing())
+
+
+def may(worker: LibVirtWorker, build: Build | None = None) -> bool:
+    """Ask as Buildbot does whether a build may start on a worker."""
+
+    async def ask() -> bool:
+        return bool(await worker.isCompatibleWithBuild(build or Wishing()))
+
+    return run(ask())
+
+
+def start(worker: LibVirtWorker, build: Build | None = None) -> None:
+    """Start a build's VM."""
+
+    async def go() -> None:
+        await worker.start_instance(build or Wishing())
+
+    run(go())
+
+
+def stop(worker: LibVirtWorker) -> None:
+    """End it."""
+
+    async def go() -> None:
+        await worker.stop_instance()
+
+    run(go())
+    settle(worker.master)
+
+
+def running(master: StageMaster) -> list[int]:
+    """Count the VMs on each host."""
+    return [len(master.fake.inspect(uri).running()) for uri in URIS]
+
+
+def states(master: StageMaster) -> dict[str, HostState]:
+    """See all hosts at a glance."""
+
+    async def look() -> list[HostState]:
+        return await host_states(master)
+
+    return {state.uri: state for state in run(look())}
+
+
+def test_builds_spread_over_hosts_until_all_are_full(master: StageMaster) -> None:
+    """Each start goes where most room is left; when there is none, a build waits, and is woken by an end."""
+    made = workers(master, 7)
+    for number, worker in enumerate(made[:6]):
+        assert may(worker)
+        start(worker)
+        assert sum(running(master)) == number + 1
+        assert max(running(master)) - min(running(master)) <= 1
+    assert not may(made[6])
+    wakes = master.wakes
+    stop(made[2])
+    assert master.wakes > wakes
+    assert may(made[6])
+    start(made[6])
+    assert running(master) == [2, 2, 2]
+
+
+def test_a_promise_holds_its_room_before_the_start(master: StageMaster) -> None:
+    """Room that Buildbot was promised for one worker's build is not promised to another's."""
+    made = workers(master, 7)
+    assert [may(worker) for worker in made] == [True] * 6 + [False]
+    for worker in made[:6]:
+        start(worker)
+    assert running(master) == [2, 2, 2]
+
+
+def test_hosts_are_filled_one_after_the_other_if_asked_to(master: StageMaster) -> None:
+    """With spread=False a host is full before the next one is used."""
+    made = workers(master, 3, three(spread=False))
+    for worker in made:
+        start(worker)
+    assert running(master) == [2, 1, 0]
+
+
+def test_beaker_region_near_the_lab_comes_first(master: StageMaster) -> None:
+    """Hosts of the preferred region are used as long as they have room, then the others."""
+    made = workers(master, 5, three(prefer={"region": "near"}))
+    for worker in made[:4]:
+        start(worker)
+    assert running(master) == [2, 0, 2]
+    start(made[4])
+    assert running(master) == [2, 1, 2]
+
+
+def test_a_build_that_asks_for_a_label_gets_a_host_that_has_it(master: StageMaster) -> None:
+    """A build's labels choose among hosts; while those are full it waits, although others have room."""
+    made = workers(master, 3)
+    wish = Wishing(labels={"cpu": "avx512"})
+    for worker in made[:2]:
+        assert may(worker, wish)
+        start(worker, wish)
+    assert running(master) == [0, 2, 0]
+    assert not may(made[2], wish)
+    assert may(made[2])
+
+
+def test_an_impossible_wish_ends_its_build_and_nothing_else(master: StageMaster) -> None:
+    """A label that no host has ends the build at once, with the nearest host named, and no worker pays."""
+    worker, other = workers(master, 2)
+    wish = Wishing(labels={"cpu": "sparc", "region": "near"})
+    assert may(worker, wish), "or the build would wait for ever"
+    with pytest.raises(LatentWorkerCannotSubstantiate, match=r"no host could ever take it"):
+        start(worker, wish)
+    stop(worker)
+    worker.putInQuarantine()
+    assert worker.quarantine_timer is None
+    assert may(worker)
+    assert may(other)
+
+
+def test_a_start_that_fails_on_one_host_goes_on_on_the_next(master: StageMaster) -> None:
+    """Hosts that cannot be reached, or refuse, cost a build nothing but time; the page says what happened."""
+    made = workers(master, 2)
+    master.fake.inspect(FIRST).reachable = False
+    master.fake.inspect(FIRST).break_connections()
+    master.fake.inspect(THIRD).trouble.fail_next("createXML", libvirt.VIR_ERR_INTERNAL_ERROR, "no such luck")
+    start(made[0])
+    assert running(master) == [0, 1, 0]
+    stop(made[0])
+    text = master.data.updates.text
+    assert "no such luck" in text or "host1" in text
+    assert "looking for another host" in text
+    start(made[1])
+    assert running(master)[0] == 0
+
+
+def test_a_host_that_lacks_the_image_is_passed_over(master: StageMaster) -> None:
+    """A base image that one host does not have is no reason to fail while another has it."""
+    for uri in (FIRST, THIRD):
+        del master.fake.inspect(uri).files[BASE]
+    made = workers(master, 2)
+    for worker in made:
+        start(worker)
+    assert running(master) == [0, 2, 0]
+
+
+def test_where_no_host_works_the_build_says_so(master: StageMaster) -> None:
+    """If all hosts fail, the build ends with the last one's error, and may be tried again."""
+    (worker,) = workers(master, 1)
+    for uri in URIS:
+        master.fake.inspect(uri).trouble.fail_next("createXML", libvirt.VIR_ERR_INTERNAL_ERROR, "no luck")
+    with pytest.raises(LatentWorkerFailedToSubstantiate, match="no luck"):
+        start(worker)
+    assert running(master) == [0, 0, 0]
+
+
+def foreign(master: StageMaster, uri: str, name: str, memory_mib: int, owner: str = "") -> None:
+    """Start a domain of somebody else's."""
+    mark = (
+        f"<metadata><lv:vm xmlns:lv='urn:latentvirt:vm:1' owner='{owner}' slot='slot1' start='{'0' * 12}'/>"
+        "</metadata>"
+        if owner
+        else ""
+    )
+    xml = (
+        f"<domain type='kvm'><name>{name}</name>{mark}<memory unit='MiB'>{memory_mib}</memory>"
+        "<vcpu>1</vcpu><os><type>hvm</type></os></domain>"
+    )
+    master.fake.open(uri).createXML(xml)
+
+
+def test_a_persons_own_vms_are_respected(master: StageMaster) -> None:
+    """Memory that other domains have is not given to builds, and is, once they have ended."""
+    made = workers(master, 2, Hosts(Connection(FIRST, memory="4 GiB"), Connection(SECOND, memory="3 GiB")))
+    foreign(master, FIRST, "theirs", 3584)
+    run(master.hub.records[FIRST].room.look())
+    for worker in made:
+        start(worker)
+    assert running(master) == [1, 2, 0]
+
+
+def test_who_is_later_gives_way(master: StageMaster) -> None:
+    """If others take the last room just before, the VM does not run there: another host has it, or none."""
+    made = workers(master, 2, Hosts(Connection(FIRST, slots=1), Connection(SECOND, slots=1)))
+
+    def others_are_quicker(uri: str) -> None:
+        foreign(master, uri, "theirs", 64, owner="f" * 16)
+
+    host = master.fake.inspect(FIRST)
+    host.trouble.before_next("createXML", lambda: others_are_quicker(FIRST))
+    start(made[0])
+    assert (running(master), host.running()) == ([1, 1, 0], ["theirs"])
+    stop(made[0])
+    start(made[0])
+    assert "others were quicker" in master.data.updates.text
+    second = master.fake.inspect(SECOND)
+    for _ in range(TRIES_OF_A_BUILD + 2):
+        with pytest.raises(LatentWorkerFailedToSubstantiate, match="no host has room"):
+            start(made[1], Wishing(7))
+    assert len(second.running()) == 1
+
+
+def test_a_drained_host_gets_no_new_builds_and_keeps_its_own(master: StageMaster) -> None:
+    """Drained by config or by a program, a host finishes its builds and gets none until it is taken back."""
+    made = workers(
+        master, 4, Hosts(Connection(FIRST, slots=2, drain=True), Connection(SECOND), Connection(THIRD))
+    )
+    start(made[0])
+    start(made[1])
+    assert running(master) == [0, 1, 1]
+
+    async def change(drained: bool) -> None:
+        await drain(master, SECOND, drained=drained)
+
+    run(change(True))
+    start(made[2])
+    assert running(master) == [0, 1, 2]
+    assert {uri: state.drained for uri, state in states(master).items()} == {
+        FIRST: True,
+        SECOND: True,
+        THIRD: False,
+    }
+    run(change(False))
+    start(made[3])
+    assert running(master) == [0, 2, 2]
+
+    async def wrong() -> None:
+        await drain(master, "qemu+ssh://nowhere/system")
+
+    with pytest.raises(ConfigError, match="names the host 'qemu"):
+        run(wrong())
+
+
+def test_a_host_where_starts_fail_far_more_often_is_quarantined(master: StageMaster) -> None:
+    """A host that fails start after start is left alone, reported, and used again when a person says so."""
+    (worker,) = workers(master, 1, Hosts(Connection(FIRST, labels={"rack": "1"}), Connection(SECOND)))
+    wish = Wishing(labels={"rack": "1"})
+    record = master.hub.records[FIRST]
+    host = master.fake.inspect(FIRST)
+    for number in range(LEAST_FAILURES):
+        record.held.clear()
+        host.trouble.fail_next("createXML", libvirt.VIR_ERR_INTERNAL_ERROR, "bad disk")
+        with pytest.raises(LatentWorkerFailedToSubstantiate):
+            start(worker, Wishing(number, labels={"rack": "1"}))
+    record.held.clear()
+    state = states(master)[FIRST]
+    assert state.quarantined
+    assert "bad disk" in state.why_not
+    assert not may(worker, wish)
+
+    async def let_out() -> None:
+        await release(master, FIRST)
+
+    run(let_out())
+    assert may(worker, wish)
+
+
+def test_the_state_of_hosts_at_a_glance(master: StageMaster) -> None:
+    """What each host has, and what of it is used, is told as plain values."""
+    host = master.fake.inspect(FIRST)
+    host.guests = lambda domain: FakeGuest(says_ready=True)
+    made = workers(master, 1, Hosts(Connection(FIRST, slots=2, labels={"a": "b"}), Connection(SECOND)))
+    start(made[0], Wishing(labels={"a": "b"}))
+    state = states(master)[FIRST]
+    assert (state.uri, state.labels, state.arch, state.connected) == (FIRST, {"a": "b"}, "x86_64", True)
+    assert (state.slots, state.builds, state.why_not, state.last_error) == (2, 1, "", "")
+    assert (state.memory_mib, state.memory_used_mib) == (int(16 * 1024 * 0.9), 1024)
+    assert (state.vcpus, state.vcpus_used) == (32, 2)
+
+
+def test_the_build_that_waits_longest_is_not_overtaken_for_ever(master: StageMaster) -> None:
+    """Small builds do not keep a large one waiting: room that comes free is kept for it."""
+    flavors = [Flavor("small", memory="1 GiB"), Flavor("large", memory="4 GiB")]
+    hosts = Hosts(Connection(FIRST, memory="4 GiB"), Connection(SECOND, memory="2 GiB"))
+    made = workers(master, 7, hosts, flavors=flavors)
+    small = Wishing(builder="small")
+    large = Wishing(builder="large", memory="4 GiB")
+    for worker in made[:6]:
+        assert may(worker, small)
+        start(worker, Wishing(builder="small"))
+    assert running(master) == [4, 2, 0]
+    assert not may(made[6], large)
+    on_first = [w for w in made[:6] if w._run is not None and w._run.record.host.uri == FIRST]
+    for worker in on_first[:3]:
+        stop(worker)
+        assert not may(worker, small), "the room that came free is kept"
+    stop(on_first[3])
+    assert may(made[6], large)
