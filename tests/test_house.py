@@ -26,6 +26,7 @@ FLOORS = (
     {"frozen"},
     {"planning"},
     {"describing", "sweep"},
+    {"images"},
     {"storage"},
     {"host"},
     {"domainxml", "guest", "console", "address"},

@@ -6,7 +6,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 from latentvirt._version import __version__
-from latentvirt.config import Connection, Flavor, Size
+from latentvirt.config import Connection, Flavor, Image, Size
 from latentvirt.hosts import Hosts
 
 if TYPE_CHECKING:
@@ -20,6 +20,7 @@ __all__ = [
     "Flavor",
     "HostState",
     "Hosts",
+    "Image",
     "LibVirtWorker",
     "Size",
     "__version__",

@@ -220,6 +220,8 @@ class Connection:
             among several for its processors times `Hosts`'s ``overcommit``.
         labels: what a build may ask for: ``{'region': 'lab-1', 'cpu': 'avx512'}``.
         drain: whether no further VM is started there; those that run are left alone.
+        copy_rate: how much of an `Image` may be sent there per second: a number of MiB, or a string with a
+            unit; None for as fast as it goes.
     """
 
     uri: str
@@ -229,12 +231,14 @@ class Connection:
     vcpus: int | None = attrs.field(default=None, kw_only=True)
     labels: Any = attrs.field(default=(), kw_only=True, converter=comparable_labels)
     drain: bool = attrs.field(default=False, kw_only=True)
+    copy_rate: int | str | None = attrs.field(default=None, kw_only=True)
 
     def check(self) -> None:
         """Check it as far as that goes without libvirt.
 
         Raises:
-            ConfigError: the URI cannot be one, slots is not a positive number, or frozen_space no amount.
+            ConfigError: the URI cannot be one, slots is not a positive number, or frozen_space or copy_rate
+                is no amount.
         """
         uri: object = self.uri
         if not isinstance(uri, str) or not uri.strip():
@@ -266,6 +270,8 @@ class Connection:
         check_labels("labels", self.labels)
         if not isinstance(self.drain, bool):
             raise ConfigError(f"drain={self.drain!r} is neither True nor False")
+        if self.copy_rate is not None:
+            mebibytes(self.copy_rate, "copy_rate")
 
     @property
     def frozen_bytes(self) -> int:
@@ -278,6 +284,11 @@ class Connection:
         return None if self.memory is None else mebibytes(self.memory, "memory")
 
     @property
+    def copy_bytes_per_s(self) -> int | None:
+        """How many bytes of an image may be sent there per second; None for any number."""
+        return None if self.copy_rate is None else mebibytes(self.copy_rate, "copy_rate") * BYTES_PER_MIB
+
+    @property
     def is_embed(self) -> bool:
         """Whether QEMU's driver runs inside our own process: no daemon, no storage and network drivers."""
         parts = urlsplit(self.uri)
@@ -287,3 +298,60 @@ class Connection:
     def is_local(self) -> bool:
         """Whether the host is surely this machine. An alias is not: only libvirt knows where it leads."""
         return bool(urlsplit(self.uri).scheme) and not urlsplit(self.uri).netloc
+
+
+IMAGE_FORMATS = ("qcow2", "raw")
+"""What can be copied: of these it is known whether one file is the whole image."""
+
+IMAGE_CHECKS = ("sent", "read-back")
+
+
+@attrs.frozen
+class Image:
+    """Name an image that is copied to the hosts that need it; what is wrong with it is told by `check`.
+
+    Args:
+        path: absolute path of the file.
+        at: the host where it lies; None for the master's own machine.
+        format: ``'qcow2'`` or ``'raw'``; None reads it from the file.
+        verify: what is compared with the image's digest before a copy is used: ``'sent'``, the bytes that
+            were sent, or ``'read-back'``, also those that the host gives back.
+    """
+
+    path: str
+    at: Connection | None = attrs.field(default=None, kw_only=True)
+    format: str | None = attrs.field(default=None, kw_only=True)
+    verify: str = attrs.field(default="sent", kw_only=True)
+
+    def check(self) -> None:
+        """Check it as far as that goes without looking at the file.
+
+        Raises:
+            ConfigError: an argument cannot be right.
+        """
+        path: object = self.path
+        at: object = self.at
+        if not isinstance(path, str) or not path.startswith("/") or path.endswith("/"):
+            raise ConfigError(
+                f"Image({path!r}) is not the absolute path of a file",
+                remedy="write one such as Image('/srv/images/debian.qcow2')",
+            )
+        if at is not None and not isinstance(at, Connection):
+            raise ConfigError(
+                f"Image({path!r}, at={at!r}) names no host",
+                remedy="write at=Connection('qemu+ssh://user@host/system'), or leave it out for the master",
+            )
+        if self.at is not None:
+            self.at.check()
+        if self.format not in (None, *IMAGE_FORMATS):
+            raise ConfigError(
+                f"Image({path!r}, format={self.format!r}) cannot be copied",
+                remedy="write 'qcow2' or 'raw'; qemu-img convert makes either of other formats",
+            )
+        if self.verify not in IMAGE_CHECKS:
+            raise ConfigError(
+                f"Image({path!r}, verify={self.verify!r}) is no check", remedy="write 'sent' or 'read-back'"
+            )
+
+    def __str__(self) -> str:
+        return self.path if self.at is None else f"{self.path} at {self.at.uri}"

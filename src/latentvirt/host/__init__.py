@@ -2,6 +2,7 @@
 
 from latentvirt.host.deadlines import Deadlines
 from latentvirt.host.driver import Driver, LibvirtDriver
+from latentvirt.host.hauling import Haul
 from latentvirt.host.host import Host
 from latentvirt.host.link import Watch
 from latentvirt.host.streams import ByteStream
@@ -26,6 +27,7 @@ __all__ = [
     "DomainUse",
     "DomainView",
     "Driver",
+    "Haul",
     "Host",
     "ImageView",
     "LibvirtDriver",

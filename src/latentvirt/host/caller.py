@@ -11,6 +11,7 @@ from latentvirt.capabilities import HostCapabilities
 from latentvirt.config import Connection
 from latentvirt.host.deadlines import Deadlines
 from latentvirt.host.driver import Driver, LibvirtDriver
+from latentvirt.host.hauling import Haul, Haulage
 from latentvirt.host.link import Link
 from latentvirt.host.probe import probe
 from latentvirt.names import Ownership
@@ -32,7 +33,9 @@ class Caller:
         self.connection = connection
         self.reactor = reactor
         self._deadlines = deadlines or Deadlines()
-        self._link = Link(connection.uri, reactor, driver or LibvirtDriver(), self._deadlines)
+        driver = driver or LibvirtDriver()
+        self._link = Link(connection.uri, reactor, driver, self._deadlines)
+        self._haulage = Haulage(connection.uri, reactor, driver)
         self._capabilities: HostCapabilities | None = None
         self._asked_on = 0
         self._asking = defer.DeferredLock()
@@ -54,12 +57,27 @@ class Caller:
         await self._link.open()
 
     async def close(self) -> None:
-        """Close the connection for good."""
+        """Close the connection for good; transfers under way are given up."""
+        self._haulage.close()
         await self._link.close()
 
     async def run_local(self, what: str, do: Callable[[], T], *, deadline_s: float | None = None) -> T:
         """Do something blocking on one of the host's threads; for embed's own storage."""
         return await self._link.run(what, do, deadline_s=deadline_s or self._deadlines.storage)
+
+    async def haul_local(
+        self,
+        what: str,
+        move: Callable[[Haul[T]], T],
+        *,
+        total: int,
+        rate: int | None = None,
+        progress: Callable[[int, int], object] | None = None,
+    ) -> T:
+        """Move a file on a thread of its own; for embed's own storage, see `Haulage.run`."""
+        return await self._haulage.run(
+            what, lambda _, haul: move(haul), total=total, rate=rate, progress=progress
+        )
 
     async def _call(
         self,

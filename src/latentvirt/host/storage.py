@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import posixpath
 from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 from xml.sax.saxutils import escape
 
@@ -17,6 +18,9 @@ from latentvirt.names import is_look_pool
 
 DIRECTORY_MODE = "0711"
 """QEMU's user must pass through our directory, and nobody needs to list it."""
+
+_AVAILABLE = 3
+"""Where the free bytes stand in what libvirt tells of a pool."""
 
 
 def ensure_pool(connection: Any, name: str, path: str, *, make: bool) -> None:
@@ -123,6 +127,17 @@ def list_volumes(connection: Any, pool: str) -> list[str]:
     return [str(name) for name in found.listVolumes()]
 
 
+def room(connection: Any, pool: str) -> int:
+    """Say how many bytes are free where a pool lies, as of now."""
+    found = connection.storagePoolLookupByName(pool)
+    try:
+        found.refresh(0)
+    except libvirt.libvirtError as error:
+        if error.get_error_code() != libvirt.VIR_ERR_INTERNAL_ERROR:
+            raise  # else somebody is making a volume there, and it is what libvirt knows of
+    return int(found.info()[_AVAILABLE])
+
+
 def delete_volume(connection: Any, pool: str, name: str) -> None:
     """Delete a volume; one that is not there is done already."""
     try:
@@ -180,6 +195,34 @@ def _look(connection: Any, path: str, probe_pool: str, known: dict[str, str]) ->
     except libvirt.libvirtError as error:
         if error.get_error_code() != libvirt.VIR_ERR_NO_STORAGE_VOL:
             raise
+    with _through_a_pool(connection, path, probe_pool) as volume:
+        return _image_view(volume, path)
+
+
+@contextmanager
+def volume_at(connection: Any, path: str, probe_pool: str) -> Iterator[Any]:
+    """Yield the volume that a file is, if need be through a pool that exists as long as the context.
+
+    Args:
+        connection: a virConnect.
+        path: of the file, on the host.
+        probe_pool: name for that pool.
+    """
+    try:
+        volume = connection.storageVolLookupByPath(path)
+    except libvirt.libvirtError as error:
+        if error.get_error_code() != libvirt.VIR_ERR_NO_STORAGE_VOL:
+            raise
+    else:
+        yield volume
+        return
+    with _through_a_pool(connection, path, probe_pool) as volume:
+        yield volume
+
+
+@contextmanager
+def _through_a_pool(connection: Any, path: str, probe_pool: str) -> Iterator[Any]:
+    """Yield the volume of a file that no active pool has seen."""
     folder, name = posixpath.split(path)
     for pool, directory in _active_pools(connection):
         if pool.name() == probe_pool:
@@ -189,7 +232,8 @@ def _look(connection: Any, path: str, probe_pool: str, known: dict[str, str]) ->
         elif directory == folder:
             # Somebody's active pool has not seen the file yet; two pools on one folder would be worse.
             pool.refresh(0)
-            return _image_view(pool.storageVolLookupByName(name), path)
+            yield pool.storageVolLookupByName(name)
+            return
     xml = (
         f"<pool type='dir'><name>{escape(probe_pool)}</name>"
         f"<target><path>{escape(folder)}</path></target></pool>"
@@ -202,7 +246,7 @@ def _look(connection: Any, path: str, probe_pool: str, known: dict[str, str]) ->
             raise NotFound(f"could not look at the image {path}: {error}", code=code) from error
         raise
     try:
-        return _image_view(pool.storageVolLookupByName(name), path)
+        yield pool.storageVolLookupByName(name)
     finally:
         pool.destroy()
 
@@ -249,6 +293,7 @@ def _image_view(volume: Any, path: str = "") -> ImageView:
         backing_format=backing_format.get("type") if backing_format is not None else None,
         owner=owner,
         size=int(root.findtext("allocation", "0")),
+        length=int(length or 0),
         modified=f"{length} {modified}",
         stamp=f"{length} {modified} {changed}",
     )

@@ -70,6 +70,7 @@ class ImageView:
         backing_format: that one's format, None if the image does not say.
         owner: ``uid:gid mode`` for messages, empty if unknown.
         size: bytes that it takes on the host's disk.
+        length: bytes of the file, holes included.
         modified: its length and the time of its last write, which tell one content from another; for files
             whose owner libvirt itself changes.
         stamp: the same and the time of its last change of any kind, which nobody can set back.
@@ -82,6 +83,7 @@ class ImageView:
     backing_format: str | None = None
     owner: str = ""
     size: int = 0
+    length: int = 0
     modified: str = ""
     stamp: str = ""
 

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
-from latentvirt.host import storage
+from latentvirt.host import storage, transfers
 from latentvirt.host.caller import Caller
+from latentvirt.host.hauling import STALL_S
 from latentvirt.host.views import ImageView
 
 
@@ -134,4 +136,113 @@ class VolumeVerbs(Caller):
             f"look at the image {path}",
             lambda c: storage.look_at_image(c, path, probe_pool, self._known_images),
             deadline_s=self._deadlines.storage,
+        )
+
+    async def room(self, pool: str) -> int:
+        """Say how many bytes are free where a pool's directory lies.
+
+        Raises:
+            NotFound: there is no such pool.
+        """
+        return await self._call(
+            "look how much room there is", lambda c: storage.room(c, pool), deadline_s=self._deadlines.storage
+        )
+
+    async def upload(
+        self,
+        pool: str,
+        name: str,
+        read: Callable[[int], bytes],
+        length: int,
+        *,
+        rate: int | None = None,
+        progress: Callable[[int, int], object] | None = None,
+        stall_s: float = STALL_S,
+    ) -> None:
+        """Fill a volume, over a connection of its own; who waits may cancel it, and what went stays there.
+
+        Args:
+            pool: name of the pool.
+            name: of the volume, which is empty.
+            read: takes a number of bytes and returns at most so many, none at the end; called on a thread.
+            length: of all that will be read, in bytes.
+            rate: bytes that may be sent per second; None for any number.
+            progress: called about once a second with the bytes sent and all bytes.
+            stall_s: seconds that it may stand still.
+
+        Raises:
+            NotFound: there is no such volume, or no such pool.
+            HostTimeout: it stood still for too long.
+        """
+        await self._haulage.run(
+            f"fill the volume {name}",
+            lambda c, haul: transfers.upload(c, pool, name, read, length, haul),
+            total=length,
+            rate=rate,
+            progress=progress,
+            stall_s=stall_s,
+        )
+
+    async def download(
+        self,
+        pool: str,
+        name: str,
+        write: Callable[[bytes], object],
+        *,
+        progress: Callable[[int, int], object] | None = None,
+        stall_s: float = STALL_S,
+    ) -> int:
+        """Read a volume's file, over a connection of its own; who waits may cancel it.
+
+        Args:
+            pool: name of the pool.
+            name: of the volume.
+            write: takes the bytes; called on a thread.
+            progress: called about once a second with the bytes read and all bytes.
+            stall_s: seconds that it may stand still.
+
+        Returns:
+            How many bytes there were.
+
+        Raises:
+            NotFound: there is no such volume, or no such pool.
+            HostTimeout: it stood still for too long.
+        """
+        return await self._haulage.run(
+            f"read the volume {name}",
+            lambda c, haul: transfers.download(c, pool, name, write, haul),
+            progress=progress,
+            stall_s=stall_s,
+        )
+
+    async def download_image(
+        self,
+        path: str,
+        write: Callable[[bytes], object],
+        *,
+        probe_pool: str,
+        progress: Callable[[int, int], object] | None = None,
+        stall_s: float = STALL_S,
+    ) -> int:
+        """Read an image file on the host, through a pool for a moment if it is in none; see `download`.
+
+        Args:
+            path: of the file, on the host.
+            write: takes the bytes; called on a thread.
+            probe_pool: name for that pool.
+            progress: called about once a second with the bytes read and all bytes.
+            stall_s: seconds that it may stand still.
+
+        Returns:
+            How many bytes there were.
+
+        Raises:
+            NotFound: there is no such file.
+            HostTimeout: it stood still for too long.
+        """
+        return await self._haulage.run(
+            f"read the image {path}",
+            lambda c, haul: transfers.download_image(c, path, probe_pool, write, haul),
+            progress=progress,
+            stall_s=stall_s,
         )

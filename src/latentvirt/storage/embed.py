@@ -214,6 +214,7 @@ def _local_image(path: str, host: str) -> ImageView:
         backing_format=told.get("backing-filename-format"),
         owner=owner_of(status),
         size=_size(status),
+        length=status.st_size,
         modified=_modified(status),
         stamp=f"{_modified(status)} {status.st_ctime_ns}",
     )

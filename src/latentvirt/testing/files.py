@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import itertools
+import struct
 import uuid as uuids
 from typing import TYPE_CHECKING
 
@@ -20,6 +21,9 @@ EMPTY_QCOW2_BYTES = 196616
 SAVED_BYTES = 50_000_000
 SAVE_HEADER_BYTES = 4096
 """What of a saved domain's file libvirt itself reads; the rest is for QEMU."""
+
+QCOW2_HEAD = struct.Struct(">4sIQIIQ")
+QCOW2_MAGIC, QCOW2_VERSION = b"QFI\xfb", 3
 
 _times = itertools.count(1_700_000_000_000_000_000)
 
@@ -57,6 +61,7 @@ class FakeFile:
         modified: nanoseconds of its last write; each file and each write has a time of its own.
         changed: nanoseconds of its last change of any kind.
         save: the domain that was saved to it.
+        content: what is in it; None for an image that nobody has written to as a file.
     """
 
     format: str = "qcow2"
@@ -70,6 +75,36 @@ class FakeFile:
     modified: int = attrs.field(factory=lambda: next(_times))
     changed: int = attrs.field(factory=lambda: next(_times))
     save: FakeSave | None = None
+    content: bytearray | None = None
+
+    def read(self) -> bytes:
+        """Return all bytes: for an image without content, the head of one and zeroes."""
+        if self.content is not None:
+            return bytes(self.content)
+        head = b""
+        if self.format == "qcow2":
+            backing = (self.backing or "").encode()
+            head = QCOW2_HEAD.pack(
+                QCOW2_MAGIC, QCOW2_VERSION, QCOW2_HEAD.size if backing else 0, len(backing), 0, self.capacity
+            )
+            head += backing
+        return head.ljust(self.length, b"\0")
+
+    def write(self, offset: int, data: bytes) -> None:
+        """Be written to at an offset."""
+        if self.content is None:
+            self.content = bytearray(self.read())
+        self.content[offset : offset + len(data)] = data
+        self.length = len(self.content)
+        self.touch()
+
+    def recognise(self) -> None:
+        """Be what the content says."""
+        head = bytes(self.content or b"")[: QCOW2_HEAD.size]
+        if len(head) < QCOW2_HEAD.size or not head.startswith(QCOW2_MAGIC):
+            return
+        self.format = "qcow2"
+        *_, self.capacity = QCOW2_HEAD.unpack(head)
 
     def touch(self, *, modified: bool = True) -> None:
         """Be changed, as by a write; without `modified`, as by a change of owner."""

@@ -24,6 +24,7 @@ logger = logging.getLogger(__name__)
 
 GIB_IN_KIB = 1024**2
 FAKE_CPUS = 8
+DISK_BYTES = 100 * 1024**3
 
 
 @attrs.define(eq=False, kw_only=True)
@@ -165,6 +166,7 @@ class FakeHostState:
         memory: as libvirt tells it, in KiB.
         libvirt_version: as libvirt numbers it; so does `hypervisor_version`.
         full: whether its disk has no room left.
+        free: how many bytes libvirt says are free; what is uploaded takes of them.
     """
 
     def __init__(self, uri: str) -> None:
@@ -188,6 +190,7 @@ class FakeHostState:
         }
         self.libvirt_version, self.hypervisor_version = 9_000_000, 7_002_000
         self.full = False
+        self.free = DISK_BYTES
         self.connections: list[Any] = []
         self.reachable = True
         self._last_id = 0

@@ -10,10 +10,12 @@ import libvirt
 from lxml import etree
 
 from latentvirt.testing.files import FakeFile, FakePool
+from latentvirt.testing.transfers import FakeDownload, FakeUpload
 from latentvirt.testing.trouble import libvirt_error
 
 if TYPE_CHECKING:
     from latentvirt.testing.connection import VirConnect
+    from latentvirt.testing.streams import FakeStream
 
 NS_PER_S = 10**9
 
@@ -85,6 +87,10 @@ class VirPool:
         pool.seen = {}
         for name in self._host.listing(pool.path):
             pool.see(name, self._host.files[posixpath.join(pool.path, name)])
+
+    def info(self) -> list[int]:
+        self._meet("info")
+        return [libvirt.VIR_STORAGE_POOL_RUNNING, self._host.free, 0, self._host.free]
 
     def destroy(self) -> int:
         with self._host.lock:
@@ -168,7 +174,9 @@ class VirPool:
                     errno=28,
                 )
             self._host.files[path] = attrs.evolve(
-                original, mode=root.findtext("target/permissions/mode") or "0600"
+                original,
+                mode=root.findtext("target/permissions/mode") or "0600",
+                content=None if original.content is None else original.content[:],
             )
             self._host.files[path].touch()
             pool.see(name, self._host.files[path])
@@ -212,11 +220,31 @@ class VirVolume:
         self._meet("storagePoolLookupByVolume")
         return VirPool(self._connection, self._pool)
 
+    def infoFlags(self, flags: int = 0) -> list[int]:
+        file = self._file(self._meet("infoFlags"))
+        return [libvirt.VIR_STORAGE_VOL_FILE, file.capacity, file.length]
+
+    def upload(self, stream: FakeStream, offset: int, length: int, flags: int = 0) -> int:
+        file = self._file(self._meet("upload"))
+        stream.transfer = FakeUpload(self._connection.host, self._pool, self._name, file, length)
+        return 0
+
+    def download(self, stream: FakeStream, offset: int, length: int, flags: int = 0) -> int:
+        stream.transfer = FakeDownload(self._file(self._meet("download")))
+        return 0
+
+    def _file(self, path: str) -> FakeFile:
+        file = self._connection.host.files.get(path)
+        if file is None:
+            raise no_volume("path", path)
+        return file
+
     def delete(self, flags: int = 0) -> int:
         path = self._meet("delete")
         with self._connection.host.lock:
             self._pool.seen.pop(self._name, None)
-            self._connection.host.files.pop(path, None)
+            removed = self._connection.host.files.pop(path, None)
+            self._connection.host.free += len((removed and removed.content) or b"")
         return 0
 
     def XMLDesc(self, flags: int = 0) -> str:

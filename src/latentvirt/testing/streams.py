@@ -8,6 +8,7 @@ from typing import Any, TypeAlias
 
 import libvirt
 
+from latentvirt.testing.transfers import FakeDownload, FakeUpload
 from latentvirt.testing.trouble import connection_lost, libvirt_error
 
 Post: TypeAlias = Callable[[Callable[[], object]], object]
@@ -65,6 +66,8 @@ class FakeStream:
         self._hung_up = False
         self._callback: tuple[int, Callable[..., object], object] | None = None
         self.port: FakePort | None = None
+        self.transfer: FakeUpload | FakeDownload | None = None
+        """A whole file's bytes instead of a port's; such a stream blocks."""
 
     @property
     def connection_broken(self) -> bool:
@@ -109,6 +112,9 @@ class FakeStream:
             self._callback = None
 
     def recv(self, count: int) -> bytes | int:
+        if self.transfer is not None:
+            self._connection.meet("stream.recv")
+            return self.transfer.give(count)
         with self._lock:
             if self._connection.broken:
                 raise connection_lost()
@@ -117,6 +123,8 @@ class FakeStream:
 
     def send(self, data: bytes) -> int:
         self._connection.meet("stream.send")
+        if self.transfer is not None:
+            return self.transfer.take(data)
         port = self.port
         if port is None:
             raise libvirt_error(libvirt.VIR_ERR_INTERNAL_ERROR, "internal error: stream is not open")
@@ -125,9 +133,18 @@ class FakeStream:
 
     def abort(self) -> None:
         self._connection.meet("stream.abort")
+        self._end()
+
+    def finish(self) -> None:
+        self._connection.meet("stream.finish")
+        self._end()
+
+    def _end(self) -> None:
+        if self.transfer is not None:
+            transfer, self.transfer = self.transfer, None
+            transfer.end()
+            return
         port, self.port = self.port, None
         if port is None:
             raise libvirt_error(libvirt.VIR_ERR_INTERNAL_ERROR, "internal error: stream is not open")
         port.stream = None
-
-    finish = abort

@@ -1,0 +1,33 @@
+"""Lines of progress for a build's page, not more of them than a person reads."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from latentvirt.config import BYTES_PER_MIB
+from latentvirt.images.flights import Say
+
+SAY_EVERY_S = 2.0
+
+
+class Telling:
+    """Tell how far one copy got.
+
+    Args:
+        reactor: a Twisted reactor (IReactorTime).
+        say: takes a line.
+        what: what is done: "copying debian.qcow2 to qemu:///system".
+    """
+
+    def __init__(self, reactor: Any, say: Say, what: str) -> None:
+        self._reactor = reactor
+        self._say = say
+        self._what = what
+        self._next = 0.0
+
+    def progress(self, moved: int, total: int) -> None:
+        """Note how many bytes of how many have gone."""
+        now = self._reactor.seconds()
+        if now >= self._next:
+            self._next = now + SAY_EVERY_S
+            self._say(f"{self._what}: {moved // BYTES_PER_MIB} of {-(-total // BYTES_PER_MIB)} MiB")
