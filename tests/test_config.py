@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from latentvirt.config import Connection, Size, mebibytes
+from latentvirt.config import BYTES_PER_MIB, Connection, Size, mebibytes
 from latentvirt.errors import ConfigError
 
 
@@ -96,3 +96,11 @@ def test_where_a_host_is(uri: str, local: bool, embed: bool) -> None:
     """A host counts as local only if that is sure."""
     connection = Connection(uri)
     assert (connection.is_local, connection.is_embed) == (local, embed)
+
+
+def test_a_rate_of_copying_is_an_amount() -> None:
+    """How much of an image a host may be sent per second has the units of other amounts; none means any."""
+    assert Connection("qemu:///system").copy_bytes_per_s is None
+    assert Connection("qemu:///system", copy_rate="50 MiB").copy_bytes_per_s == 50 * BYTES_PER_MIB
+    with pytest.raises(ConfigError, match=r"copy_rate='fast' is not an amount"):
+        Connection("qemu:///system", copy_rate="fast").check()

@@ -21,7 +21,7 @@ import pytest
 from buildbot.worker.base import AbstractWorker
 from click.testing import CliRunner
 
-from latentvirt import Connection, Flavor, Size, errors, names
+from latentvirt import Connection, Flavor, Image, Size, errors, names
 from latentvirt.cli import main
 from latentvirt.cli.xml import xml
 from latentvirt.master.arguments import OURS, read_arguments
@@ -167,7 +167,7 @@ def test_what_we_set_of_buildbots_arguments_is_as_documented() -> None:
     assert told == set_by_us
 
 
-@pytest.mark.parametrize("value", [Connection, Flavor, Size])
+@pytest.mark.parametrize("value", [Connection, Flavor, Image, Size])
 def test_every_argument_of_a_value_is_documented(value: type[attrs.AttrsInstance]) -> None:
     """The reference names each argument of the values that a person writes."""
     documented = terms(section(page("reference/arguments.rst"), value.__name__))

@@ -14,8 +14,9 @@ from twisted.internet import defer
 
 import reactorthread
 from latentvirt.config import Connection, Image
-from latentvirt.errors import ConfigError, HostError, HostTimeout, ImageError
+from latentvirt.errors import ConfigError, HostError, HostTimeout, ImageError, NotFound
 from latentvirt.host import Host
+from latentvirt.host.hauling import MOST_STUCK
 from latentvirt.images import Library
 from latentvirt.images import library as library_module
 from latentvirt.images import transfer as transfer_module
@@ -619,6 +620,37 @@ def test_a_transfer_that_stands_still_is_given_up(scene: Scene) -> None:
     with pytest.raises(HostTimeout, match=r"stood still for 0.1 s when asked to fill the volume v"):
         run(host.upload("p", "v", lambda count: b"x", 1, stall_s=0.1))
     hang.release()
+
+
+def test_stuck_transfers_are_not_piled_up(scene: Scene) -> None:
+    """A host on which transfers hang for good costs a few threads, until they come back."""
+    host = scene.masters[0][1]
+    hang = scene.state.trouble.hang("open")
+    for _ in range(MOST_STUCK):
+        with pytest.raises(HostTimeout, match="stood still"):
+            run(host.download("p", "v", lambda data: None, stall_s=0.05))
+    with pytest.raises(HostTimeout, match="earlier transfers have not come back"):
+        run(host.download("p", "v", lambda data: None))
+    hang.release()
+    for _ in range(1000):
+        try:
+            run(host.download("p", "v", lambda data: None))
+        except NotFound:
+            break
+        except HostTimeout:
+            threading.Event().wait(0.01)
+    else:
+        raise AssertionError("the threads did not come back")
+
+
+def test_a_master_without_room_to_pass_an_image_on(scene: Scene, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A folder for passing through that is not there, or full, is named, and no host is blamed."""
+    there = scene.fake.inspect("qemu+ssh://other/system")
+    there.add_file("/srv/base.qcow2", FakeFile(content=bytearray(qcow2()), length=MIB))
+    monkeypatch.setenv("TMPDIR", "/no-such-folder")
+    with pytest.raises(ImageError, match=r"by way of /no-such-folder on the master: .*set TMPDIR") as caught:
+        scene.bring(Image("/srv/base.qcow2", at=Connection("qemu+ssh://other/system")))
+    assert caught.value.host == ""
 
 
 def test_things_done_once_for_all_fail_for_all() -> None:

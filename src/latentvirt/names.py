@@ -26,7 +26,7 @@ _FILE = re.compile(
     rf"({SLOT_PATTERN.pattern})\.({START_PATTERN.pattern})\.(overlay|vars|memory|frozen)"
     r"\.([A-Za-z0-9_-]{1,64})"
 )
-_LOOK_POOL = re.compile(rf"latentvirt-{OWNER_PATTERN.pattern}-[0-9a-f]{{8}}-look")
+_LOOK_POOL = re.compile(rf"latentvirt-(?:{OWNER_PATTERN.pattern}|images)-[0-9a-f]{{8}}-look")
 _LEASE = re.compile(r"lease\.(\d{1,12})")
 
 

@@ -18,6 +18,7 @@ from latentvirt.config import Connection, Image
 from latentvirt.errors import AlreadyExists, HostError, NotFound
 from latentvirt.host import Host
 from latentvirt.images import Library
+from latentvirt.images import library as library_module
 from latentvirt.images import transfer as transfer_module
 from latentvirt.images.naming import directory_in, pool_over
 from latentvirt.images.shelf import Shelf, open_shelf
@@ -279,6 +280,27 @@ def test_a_broken_copy_is_taken_over(
     assert sorted(run(shelf.names())) == sorted(
         [os.path.basename(path), os.path.basename(path).replace(".raw", ".ready")]
     )
+
+
+def test_a_copy_that_was_removed_by_hand_is_made_again(
+    backend: Backend,
+    shelf: Shelf,
+    masters: list[tuple[Library, Host]],
+    image: Image,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """An image that somebody removes behind libvirt's back is there for the next start."""
+    monkeypatch.setattr(library_module, "FRESH_S", 0.0)
+    library, host = masters[0]
+    gone = run(library.path_on(host, backend.images, image))
+    if isinstance(backend, Fake):
+        del backend.host.files[gone]
+    else:
+        os.unlink(gone)
+    path = run(library.path_on(host, backend.images, image))
+    assert path != gone
+    assert _read(backend, path) == _content()
+    assert len(run(shelf.names())) == 2
 
 
 def test_a_copy_is_read_back(

@@ -35,8 +35,8 @@ TICK_S = 1.0
 PACE_TICK_S = 0.05
 """How often a sender that is ahead of its rate looks whether it may go on."""
 
-KEEPALIVE_INTERVAL_S = 15
-KEEPALIVE_COUNT = 3
+HAUL_KEEPALIVE_INTERVAL_S = 15
+HAUL_KEEPALIVE_COUNT = 3
 """A host's disk may be busy for long, and its daemon reads nothing while a packet waits for it."""
 
 
@@ -242,6 +242,6 @@ class Haulage:
 
 def _be_patient(connection: Any) -> None:
     try:
-        connection.setKeepAlive(KEEPALIVE_INTERVAL_S, KEEPALIVE_COUNT)
+        connection.setKeepAlive(HAUL_KEEPALIVE_INTERVAL_S, HAUL_KEEPALIVE_COUNT)
     except libvirt.libvirtError:
         pass  # drivers inside our own process have no far end

@@ -26,6 +26,11 @@ from latentvirt.storage import Storage, open_storage
 CHUNK_BYTES = 1024 * 1024
 DIRECTORY = "dir"
 
+SPOOL_FOLDER = "/var/tmp"
+"""Where large files pass through, unless TMPDIR says otherwise; /tmp is often memory."""
+
+NO_FILE = -1
+
 ON_MASTER = "on the master"
 ON_HOST = "on that host"
 
@@ -101,8 +106,11 @@ class Reader:
         Raises:
             Changed: the file has ended, or gone on, where it should not have, or held something else.
         """
-        # Not at the file's own position, which others may share.
-        data = os.pread(self._file, count, self._read)
+        try:
+            # Not at the file's own position, which others may share.
+            data = os.pread(self._file, count, self._read)
+        except OSError as error:
+            raise _unreadable(self._image, error) from error
         self._read += len(data)
         self._digest.update(data)
         wanted = self._identity
@@ -112,6 +120,13 @@ class Reader:
         ):
             raise Changed(self._image)
         return data
+
+
+def _unreadable(image: Image, error: OSError) -> ImageError:
+    remedy = "let the master's user read it, and pass its folders; check its disk"
+    if isinstance(error, (FileNotFoundError, NotADirectoryError)):
+        remedy = f"correct the path; for an image on another host write Image({image.path!r}, at=...)"
+    return ImageError(f"the image {image.path} {ON_MASTER} cannot be read: {error.strerror}", remedy=remedy)
 
 
 @attrs.define(eq=False)
@@ -147,12 +162,7 @@ class FileSource:
         try:
             file = os.open(path, os.O_RDONLY | os.O_NONBLOCK)  # a pipe of that name is not waited for
         except OSError as error:
-            remedy = "let the master's user read it, and pass its folders"
-            if isinstance(error, (FileNotFoundError, NotADirectoryError)):
-                remedy = f"correct the path; for an image on another host write Image({path!r}, at=...)"
-            raise ImageError(
-                f"the image {path} {ON_MASTER} cannot be read: {error.strerror}", remedy=remedy
-            ) from error
+            raise _unreadable(self.image, error) from error
         status = os.fstat(file)
         if not stat.S_ISREG(status.st_mode):
             os.close(file)
@@ -168,7 +178,7 @@ class FileSource:
         identity = self.known.get(stamp)
         if identity is None:
             format = format_of(
-                os.pread(file, HEAD_BYTES, 0),
+                Reader(os.dup(file), self.image)(HEAD_BYTES),
                 status.st_size,
                 given=self.image.format,
                 path=self.image.path,
@@ -196,17 +206,38 @@ class FileSource:
 
 
 class Spool:
-    """What was read from a host, in a file without a name that is gone with the last who uses it."""
+    """What was read from a host, in a file without a name that is gone with the last who uses it.
 
-    def __init__(self) -> None:
-        # Not in /tmp, which is often memory.
-        with tempfile.TemporaryFile(dir=os.environ.get("TMPDIR", "/var/tmp"), buffering=0) as file:
-            self._file = os.dup(file.fileno())
+    Args:
+        image: which, for messages.
+        folder: in which the file is.
+
+    Raises:
+        ImageError: the folder is not there, or takes no file.
+    """
+
+    def __init__(self, image: Image, folder: str) -> None:
+        self._image = image
+        self._folder = folder
+        self._file = NO_FILE
+        try:
+            with tempfile.TemporaryFile(dir=folder, buffering=0) as file:
+                self._file = os.dup(file.fileno())
+        except OSError as error:
+            raise self._no_room(error) from error
         self._digest = hashlib.sha256()
         self.length = 0
 
     def __del__(self) -> None:
-        os.close(self._file)
+        if self._file != NO_FILE:
+            os.close(self._file)
+
+    def _no_room(self, error: OSError) -> ImageError:
+        return ImageError(
+            f"the image {self._image} could not be passed on by way of {self._folder} {ON_MASTER}: "
+            f"{error.strerror}",
+            remedy="make room there, or set TMPDIR in the master's environment",
+        )
 
     @property
     def digest(self) -> str:
@@ -221,13 +252,16 @@ class Spool:
         """Take bytes; for a thread."""
         self._digest.update(data)
         rest = memoryview(data)
-        while rest:
-            rest = rest[os.write(self._file, rest) :]
+        try:
+            while rest:
+                rest = rest[os.write(self._file, rest) :]
+        except OSError as error:
+            raise self._no_room(error) from error
         self.length += len(data)
 
-    def reader(self, image: Image, identity: Identity) -> Reader:
+    def reader(self, identity: Identity) -> Reader:
         """Begin to read it."""
-        return Reader(os.dup(self._file), image, identity)
+        return Reader(os.dup(self._file), self._image, identity)
 
 
 @attrs.define(eq=False)
@@ -275,7 +309,7 @@ class HostSource:
         if self._held is None:
             key, length = await self._look()
             self._held = await self._spooled(key, length, say)
-        return self._held.reader(self.image, identity)
+        return self._held.reader(identity)
 
     async def _look(self) -> tuple[object, int]:
         path = self.image.path
@@ -311,7 +345,7 @@ class HostSource:
         return spool
 
     async def _read(self, key: object, length: int, say: Say) -> Spool:
-        spool = Spool()
+        spool = Spool(self.image, os.environ.get("TMPDIR", SPOOL_FOLDER))
         telling = Telling(self.host.reactor, say, f"reading {self.image}")
         await self.host.download_image(
             self.image.path, spool.write, probe_pool=self.probe_pool, progress=telling.progress
