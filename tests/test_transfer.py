@@ -116,7 +116,7 @@ def scene(tmp_path: Path) -> Iterator[Scene]:
 def hurried(monkeypatch: pytest.MonkeyPatch) -> None:
     """Let a lock be dead soon, and whoever waits look often."""
     monkeypatch.setattr(transfer_module, "POLL_S", 0.02)
-    monkeypatch.setattr(transfer_module, "STALLED_S", 0.3)
+    monkeypatch.setattr(transfer_module, "STALLED_S", 1.0)
 
 
 @pytest.fixture
@@ -608,14 +608,14 @@ def test_a_transfer_that_stands_still_is_given_up(scene: Scene) -> None:
     run(host.ensure_pool("p", "/p"))
     xml = "<volume><name>v</name><capacity>0</capacity><target><format type='raw'/></target></volume>"
     run(host.create_volume("p", xml))
-    pieces = [b"x" * 1000] * 5
+    pieces = [b"x" * 1000] * 6
     pause = threading.Event()
 
     def slowly(count: int) -> bytes:
-        pause.wait(0.1)
+        pause.wait(0.4)
         return pieces.pop() if pieces else b""
 
-    run(host.upload("p", "v", slowly, 5000, stall_s=0.4))
+    run(host.upload("p", "v", slowly, 6000, stall_s=2.0))
     hang = scene.state.trouble.hang("stream.send")
     with pytest.raises(HostTimeout, match=r"stood still for 0.1 s when asked to fill the volume v"):
         run(host.upload("p", "v", lambda count: b"x", 1, stall_s=0.1))

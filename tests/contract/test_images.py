@@ -5,6 +5,8 @@ from __future__ import annotations
 import hashlib
 import os
 import shutil
+import subprocess
+import sys
 import tempfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -13,7 +15,7 @@ import pytest
 from twisted.internet import defer
 
 import reactorthread
-from contract.backends import OWNER, STORAGE, Backend, Fake, InMemory
+from contract.backends import OWNER, STORAGE, Backend, Daemon, Fake, InMemory
 from latentvirt.config import Connection, Image
 from latentvirt.errors import AlreadyExists, HostError, NotFound
 from latentvirt.host import Host
@@ -280,6 +282,54 @@ def test_a_broken_copy_is_taken_over(
     assert sorted(run(shelf.names())) == sorted(
         [os.path.basename(path), os.path.basename(path).replace(".raw", ".ready")]
     )
+
+
+KILLED = """
+import sys
+import reactorthread
+from latentvirt.config import Connection, Image
+from latentvirt.host import Host
+from latentvirt.images import Library
+
+uri, folder, path = sys.argv[1:]
+host = Host(Connection(uri, copy_rate="1 MiB"), reactorthread.start())
+library = Library(reactorthread.start(), "fedcba9876543210", lambda connection: host)
+reactorthread.run(library.path_on(host, folder, Image(path)))
+"""
+
+
+def test_a_master_that_is_killed_while_it_copies(
+    backend: Backend,
+    shelf: Shelf,
+    masters: list[tuple[Library, Host]],
+    image: Image,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """A master's process that is killed leaves half a copy; another waits while it grew, then takes over."""
+    if not isinstance(backend, Daemon):
+        pytest.skip("two processes cannot have this libvirt")
+    monkeypatch.setattr(transfer_module, "POLL_S", 0.05)
+    monkeypatch.setattr(transfer_module, "STALLED_S", 1.0)
+    other = subprocess.Popen(
+        [sys.executable, "-c", KILLED, backend.uri, backend.images, image.path],
+        env={**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)},
+    )
+    try:
+        half = ""
+        while not half:
+            assert other.poll() is None
+            half = next((name for name in run(shelf.names()) if name.endswith(".raw")), "")
+            if half and not run(shelf.look(half)).length:
+                half = ""
+    finally:
+        other.kill()
+        other.wait()
+    assert f"{hashlib.sha256(_content()).hexdigest()}.lock.1" in run(shelf.names())
+    library, host = masters[0]
+    path = run(library.path_on(host, backend.images, image))
+    assert _read(backend, path) == _content()
+    assert len(run(shelf.names())) == 2
+    assert half not in run(shelf.names())
 
 
 def test_a_copy_that_was_removed_by_hand_is_made_again(

@@ -170,7 +170,7 @@ class Haulage:
             now, here = self._reactor.seconds(), (haul.opened, haul.moved)
             if here != last:
                 last, since = here, now
-                if progress is not None:
+                if progress is not None and haul.total:
                     progress(haul.moved, haul.total)
             limit = stall_s if haul.opened else min(OPEN_S, stall_s)
             if now - since >= limit:
