@@ -12,8 +12,9 @@ from latentvirt.config import Connection, Image
 from latentvirt.errors import HostUnreachable, NotFound
 from latentvirt.host import Host
 from latentvirt.images.flights import Flights, Say, say_nothing
+from latentvirt.images.reading import Changed, Identity
 from latentvirt.images.shelf import open_shelf
-from latentvirt.images.source import Changed, FileSource, Identity, Source, Sources
+from latentvirt.images.source import FileSource, Source, Sources
 from latentvirt.images.transfer import Found, Place, Transfer
 
 COPIES_AT_A_TIME = 4

@@ -20,8 +20,9 @@ from latentvirt.config import BYTES_PER_MIB, Image
 from latentvirt.errors import AlreadyExists, HostError, HostUnreachable, ImageError, LatentvirtError, NotFound
 from latentvirt.images.flights import Say
 from latentvirt.images.naming import CopyName, Listing, LockName
+from latentvirt.images.reading import Identity
 from latentvirt.images.shelf import Read, Shelf
-from latentvirt.images.source import Identity, Source
+from latentvirt.images.source import Source
 from latentvirt.images.telling import Telling
 
 logger = logging.getLogger(__name__)
