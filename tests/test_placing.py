@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import libvirt
@@ -15,7 +16,7 @@ from buildbot.interfaces import (
 )
 from buildbot.process.properties import Property
 
-from latentvirt import Flavor, drain, host_states, release
+from latentvirt import Flavor, Image, drain, host_states, release
 from latentvirt.config import Connection
 from latentvirt.errors import ConfigError
 from latentvirt.hosts import Hosts
@@ -377,3 +378,23 @@ def test_the_build_that_waits_longest_is_not_overtaken_for_ever(master: StageMas
         assert not may(worker, small), "the room that came free is kept"
     stop(on_first[3])
     assert may(made[6], large)
+
+
+def test_an_image_of_the_masters_gets_to_each_host_once(master: StageMaster, tmp_path: Path) -> None:
+    """A base image on the master is copied to each host that a build goes to, and no oftener."""
+    image = tmp_path / "debian.raw"
+    image.write_bytes(b"\0" * 1024 * 1024)
+    for uri in URIS:
+        master.fake.inspect(uri).add_folder("/var/lib/libvirt/images")
+    made = workers(master, 6, base_image=Image(str(image), format="raw"))
+    for worker in made:
+        start(worker)
+    assert running(master) == [2, 2, 2]
+    for uri in URIS:
+        host = master.fake.inspect(uri)
+        assert host.trouble.calls.count("volume.upload") == 1
+        copies = host.listing("/var/lib/libvirt/images/latentvirt-images")
+        assert len([name for name in copies if name.endswith(".ready")]) == 1
+        assert len(host.listing(f"/var/lib/libvirt/images/latentvirt-{master.hub.owner}")) >= 2
+    stop(made[0])
+    assert "copying debian.raw" in master.data.updates.text

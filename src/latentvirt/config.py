@@ -33,6 +33,7 @@ MORE_THAN_ANY_AMOUNT = 10**15
 """The first plain number that is not read as MiB."""
 
 DEFAULT_FROZEN_SPACE = "20 GiB"
+DEFAULT_IMAGES = "/var/lib/libvirt/images"
 
 # No more digits than a float keeps apart; nobody has so much.
 _AMOUNT = re.compile(r"\s*(\d{1,15}(?:\.\d{1,15})?)\s*([A-Za-z]*)\s*")
@@ -212,6 +213,8 @@ class Connection:
         uri: libvirt's connection URI, or an alias from libvirt.conf's ``uri_aliases``.
         slots: how many VMs may run there at a time; None for no limit. For a host among several (`Hosts`)
             those of other masters count as well, else this master's alone.
+        images: the folder there for disks and copied images, where none is named by ``hd_image`` or
+            ``base_image``.
         frozen_space: how much room on its disk frozen images may take, in each image folder: a number of MiB,
             or a string with a unit.
         memory: how much of its memory VMs may have, everyone's together: a number of MiB, or a string with a
@@ -226,6 +229,7 @@ class Connection:
 
     uri: str
     slots: int | None = attrs.field(default=None, kw_only=True)
+    images: str = attrs.field(default=DEFAULT_IMAGES, kw_only=True)
     frozen_space: int | str = attrs.field(default=DEFAULT_FROZEN_SPACE, kw_only=True)
     memory: int | str | None = attrs.field(default=None, kw_only=True)
     vcpus: int | None = attrs.field(default=None, kw_only=True)
@@ -265,6 +269,10 @@ class Connection:
                     f"{what}={number!r} is not a number of {unit}", remedy="write 1 or more, or leave it out"
                 )
         mebibytes(self.frozen_space, "frozen_space")
+        if not is_text(self.images) or not self.images.startswith("/"):
+            raise ConfigError(
+                f"images={shown(self.images)} is not an absolute path", remedy="name a folder on the host"
+            )
         if self.memory is not None:
             mebibytes(self.memory, "memory")
         check_labels("labels", self.labels)

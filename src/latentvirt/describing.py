@@ -27,7 +27,7 @@ async def settled(host: Host, spec: MachineSpec) -> MachineSpec:
     if spec.kind != "auto":
         return spec
     there = await host.domain(spec.worker)
-    if there is None and spec.base_image is not None:
+    if there is None and spec.proven:
         return attrs.evolve(spec, kind="generated")
     return attrs.evolve(spec, kind="predefined")
 

@@ -183,7 +183,7 @@ def _lineage(spec: MachineSpec) -> str:
     parts = {
         "domain": own_name(spec) if named else "",
         "xml": spec.xml,
-        "base": spec.base_image,
+        "base": spec.base_image if spec.image is None else str(spec.image),
         "size": None if named else attrs.astuple(spec.size),
         "generated": None if named else (spec.network, spec.virt_type),
     }

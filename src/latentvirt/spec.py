@@ -7,7 +7,7 @@ from typing import Literal
 
 import attrs
 
-from latentvirt.config import Size
+from latentvirt.config import Image, Size
 
 Kind = Literal["auto", "predefined", "xml", "generated"]
 IdentityMode = Literal["auto", "channel", "static", "metadata"]
@@ -33,6 +33,8 @@ class MachineSpec:
         hd_image: path on the host of the disk image that is replaced by an overlay.
         base_image: path on the host of the read-only image that the overlay stands on; None starts the
             domain as it is.
+        image: what `base_image` is to be a copy of; None if it is on the host already.
+        images: the folder on the host for our own directory; None for that of the images named.
         base_format: ``qcow2``, ``raw``... as in libvirt's XML; None asks the host.
         size: of a generated domain.
         network: a libvirt network's name, or ``user`` for user-mode networking; generated domains only.
@@ -49,6 +51,8 @@ class MachineSpec:
     xml: str | None = None
     hd_image: str | None = None
     base_image: str | None = None
+    image: Image | None = None
+    images: str | None = None
     base_format: str | None = None
     size: Size = attrs.field(factory=Size)
     network: str = "user"
@@ -60,7 +64,7 @@ class MachineSpec:
     @property
     def folder(self) -> str | None:
         """The folder on the host in which our own directory goes; None if no image is named."""
-        return image_folder(self.hd_image, self.base_image)
+        return self.images or image_folder(self.hd_image, self.base_image)
 
     @property
     def own_uuid(self) -> bool:
@@ -70,4 +74,14 @@ class MachineSpec:
     @property
     def proven(self) -> bool:
         """Whether freshness is ours to prove; without a base image it is the person's affair."""
-        return self.base_image is not None
+        return self.base_image is not None or self.image is not None
+
+    def with_copy(self, path: str, folder: str) -> MachineSpec:
+        """Return the same, now that its image has been copied to a host.
+
+        Args:
+            path: where the copy lies there.
+            folder: the folder there for our own directory.
+        """
+        given = self.image.format if self.image is not None else None
+        return attrs.evolve(self, base_image=path, base_format=given or self.base_format, images=folder)

@@ -11,7 +11,7 @@ from buildbot.interfaces import IRenderable
 
 from latentvirt import domainxml
 from latentvirt.aliases import check_alias
-from latentvirt.config import Connection, Flavor, Size, check_flavors
+from latentvirt.config import Connection, Flavor, Image, Size, check_flavors
 from latentvirt.errors import ConfigError
 from latentvirt.hosts import Hosts
 from latentvirt.master.placing import Need
@@ -32,7 +32,7 @@ class Arguments:
     Args:
         hosts: those that its VMs may run on.
         hd_image: path, or a renderable of one.
-        base_image: path, or a renderable of one.
+        base_image: path or `Image`, or a renderable of one.
         base_format: format of the base image; None asks the host.
         xml: domain XML, or a renderable of it.
         size: `Size`, a mapping of its arguments, or a renderable of either.
@@ -74,9 +74,10 @@ class Arguments:
     @property
     def static_folder(self) -> str | None:
         """The image folder, if it is known before a build."""
-        if any(IRenderable.providedBy(image) for image in (self.hd_image, self.base_image)):
+        images = (self.hd_image, self.base_image)
+        if any(IRenderable.providedBy(image) or isinstance(image, Image) for image in images):
             return None
-        return image_folder(self.hd_image, self.base_image)
+        return image_folder(*images)
 
     def static_need(self, worker: str) -> Need | None:
         """Say what any build's start needs, if it depends on none; None if it does."""
@@ -118,7 +119,11 @@ class Arguments:
         Raises:
             ConfigError: a value that was rendered cannot be right.
         """
-        for what, value in (("hd_image", hd_image), ("base_image", base_image), ("xml", xml)):
+        image = base_image if isinstance(base_image, Image) else None
+        if image is not None:
+            image.check()
+        path = base_image if image is None else None
+        for what, value in (("hd_image", hd_image), ("base_image", path), ("xml", xml)):
             _check_text(what, value)
         for what, given, value in (
             ("hd_image", self.hd_image, hd_image),
@@ -138,7 +143,8 @@ class Arguments:
             kind=kind,
             xml=xml or None,
             hd_image=hd_image or None,
-            base_image=base_image or None,
+            base_image=path or None,
+            image=image,
             base_format=self.base_format,
             size=size if isinstance(size, Size) else read_size(size or {}),
             network=self.network,
@@ -191,7 +197,7 @@ def _check_spec(spec: MachineSpec) -> None:
             f"hd_image and base_image are the same file, {spec.base_image!r}",
             remedy="name as hd_image the path that the domain's disk has; the base image is only read",
         )
-    if spec.kind == "generated" and spec.base_image is None:
+    if spec.kind == "generated" and not spec.proven:
         raise ConfigError("size= generates a domain, which needs a base_image", remedy="give base_image=")
     if spec.xml is not None:
         domainxml.check(

@@ -19,9 +19,11 @@ from latentvirt.frozen import FrozenStore
 from latentvirt.guest import Identity
 from latentvirt.host import Host
 from latentvirt.hosts import Hosts
+from latentvirt.images import Library, Say, say_nothing
 from latentvirt.listening import Listener
 from latentvirt.machine import Machine
 from latentvirt.master.health import Health
+from latentvirt.master.leaving import leave
 from latentvirt.master.looking import Looking
 from latentvirt.master.placing import Need, Placing
 from latentvirt.master.record import HostRecord
@@ -31,6 +33,7 @@ from latentvirt.master.state import HubState
 from latentvirt.master.tries import Tries
 from latentvirt.names import slot_of_domain
 from latentvirt.planning import Plan
+from latentvirt.spec import MachineSpec, image_folder
 from latentvirt.storage import Storage, open_storage
 from latentvirt.sweep import sweep
 from latentvirt.tiers import Identify
@@ -39,9 +42,6 @@ logger = logging.getLogger(__name__)
 
 SWEEP_EVERY_S = 600
 LEASE_S = 3600
-FAREWELL_S = 3.0
-"""How long a host may take to let a stopping master tidy up; what is left then, the next sweep removes."""
-
 PATIENCE_WITH_AN_END_S = 5.0
 """How long a start waits for a place that is just being freed, if it can thaw there."""
 
@@ -70,6 +70,7 @@ class Hub(SharedService):
         self._looking = Looking(self)
         self._background: set[defer.Deferred[Any]] = set()
         self.driver: Any = None
+        self.library: Library
 
     @classmethod
     def getName(cls) -> str:
@@ -94,6 +95,9 @@ class Hub(SharedService):
         if self._state is None:
             self._state = await HubState.load(self.master)
             self.owner = self._state.owner
+            self.library = Library(
+                self.master.reactor, self.owner, lambda connection: self.know(Hosts(connection))[0].host
+            )
 
     # Hosts
 
@@ -154,6 +158,22 @@ class Hub(SharedService):
         if fresh:
             self.in_background(self._renew(record, storage), f"renew the lease in {storage.directory}")
         return storage
+
+    async def with_image(self, record: HostRecord, spec: MachineSpec, say: Say = say_nothing) -> MachineSpec:
+        """See to it that a spec's image is on a host.
+
+        Args:
+            record: the host.
+            spec: what a VM is to be.
+            say: hears how the copying goes.
+
+        Returns:
+            The spec, with the path of the copy.
+        """
+        if spec.image is None:
+            return spec
+        folder = image_folder(spec.hd_image, None) or record.connection.images
+        return spec.with_copy(await self.library.path_on(record.host, folder, spec.image, say), folder)
 
     async def frozen(self, record: HostRecord, folder: str) -> FrozenStore:
         """Return the frozen images in a folder, those of earlier processes among them."""
@@ -373,27 +393,6 @@ class Hub(SharedService):
         # First, so that a place that is freed now is given to nobody.
         yield super().stopService()
         yield defer.DeferredList(
-            [defer.ensureDeferred(self._farewell(record)) for record in self._records.values()],
+            [defer.ensureDeferred(leave(self, record)) for record in self._records.values()],
             consumeErrors=True,
         )
-
-    async def _farewell(self, record: HostRecord) -> None:
-        if record.resting is None and record.host.is_open:
-            tidy = defer.ensureDeferred(self._tidy(record))
-            tidy.addTimeout(FAREWELL_S, self.master.reactor)
-            try:
-                await tidy
-            except (LatentvirtError, defer.TimeoutError) as error:
-                why = f"not done within {FAREWELL_S:g} s" if isinstance(error, defer.TimeoutError) else error
-                logger.warning("%s: could not tidy up, the next start does: %s", record.host.uri, why)
-        await record.host.close()
-
-    async def _tidy(self, record: HostRecord) -> None:
-        await self.standbys.end_all(record)
-        await defer.gatherResults([claim.gone() for claim in record.claims if claim.ending])
-        if record.claims:
-            return
-        for folder, storage in record.storages.items():
-            # What is frozen waits for the master's return.
-            if (await self.frozen(record, folder)).is_empty:
-                await storage.remove()

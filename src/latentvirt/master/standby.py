@@ -306,10 +306,10 @@ class Standbys:
             if foreseen is None or foreseen[0] is not record:
                 continue
             asked = spec = foreseen[1]
-            if spec.start == "boot" or spec.folder is None or not spec.proven:
+            if spec.start == "boot" or not spec.proven:
                 continue
             try:
-                spec = await settled(record.host, spec)
+                spec = await settled(record.host, await self._hub.with_image(record, spec))
                 key = _like(spec)
                 if key not in known:
                     storage = (await self._hub.frozen(record, str(spec.folder))).storage

@@ -88,7 +88,8 @@ class Starting:
                 await self._start_on(record, need, began)
                 break
             except LatentvirtError as error:
-                self.note_host(record, error)
+                if error.host in ("", record.host.uri):  # or it is the fault of the host that has the image
+                    self.note_host(record, error)
                 if need.hosts.is_one or not (error.fault == "host" or isinstance(error, ELSEWHERE)):
                     raise
                 if isinstance(error, ELSEWHERE) and not isinstance(error, HostFull):
@@ -128,7 +129,7 @@ class Starting:
             ) from error
 
     async def _plan(self, record: HostRecord, asked: MachineSpec) -> Plan:
-        spec = await settled(record.host, asked)
+        spec = await settled(record.host, await self.hub.with_image(record, asked, self.steps.progress))
         storage = None
         if spec.folder is not None and spec.proven:
             storage = (await self.hub.frozen(record, spec.folder)).storage
