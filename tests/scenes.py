@@ -70,6 +70,10 @@ def fast_domain(name: str, disk: Path, guest: DebianGuest | BusyBoxGuest | None,
     )
 
 
+COPIES = "latentvirt-images"
+"""The directory in an image folder that images are copied into."""
+
+
 @attrs.frozen
 class Fingerprint:
     """What of a file must be the same afterwards."""
@@ -132,8 +136,8 @@ class Stage:
         return sorted(str(file) for file in found if not file.name.startswith("lease."))
 
     def loose(self) -> list[str]:
-        """List the files of ours that belong to no frozen image: those are kept."""
-        files = self.files()
+        """List the files of ours that belong to no frozen image and are no copied one: those are kept."""
+        files = [file for file in self.files() if Path(file).parent.name != COPIES]
         kept = {Path(file).name.split(".")[1] for file in files if ".frozen." in file}
         return [file for file in files if Path(file).name.split(".")[1] not in kept]
 

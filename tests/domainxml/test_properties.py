@@ -37,7 +37,7 @@ def comment(text: str) -> etree._Element:
 extras = st.one_of(
     st.builds(element, words, st.none() | words, st.dictionaries(words, texts, max_size=3), texts),
     st.builds(comment, texts),
-    st.builds(etree.ProcessingInstruction, words.map("x{}".format), words),
+    st.builds(etree.ProcessingInstruction, words.map("pi{}".format), words),
 )
 places = st.sampled_from(
     [

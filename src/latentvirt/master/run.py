@@ -38,9 +38,19 @@ class Run:
         claim: its place.
         steps: the step in the build's page.
         began: when the start began (the reactor's seconds).
+        request: number of the build request; None if there is no build.
     """
 
-    def __init__(self, worker: Any, record: HostRecord, claim: Claim, steps: StepLog, began: float) -> None:
+    def __init__(
+        self,
+        worker: Any,
+        record: HostRecord,
+        claim: Claim,
+        steps: StepLog,
+        began: float,
+        request: int | None = None,
+    ) -> None:
+        self.request = request
         self.record = record
         self.claim = claim
         self.failure: LatentvirtError | None = None

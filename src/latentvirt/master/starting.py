@@ -100,10 +100,8 @@ class Starting:
 
     def _tell_no_room(self, came_to_nothing: dict[str, LatentvirtError]) -> NoReturn:
         """Give the build back to Buildbot's queue, with what went wrong last."""
-        if self.build is not None and self.build.requests:
-            full = all(isinstance(error, HostFull) for error in came_to_nothing.values())
-            if full:
-                self.hub.tries.take_back(self.build.requests[0].id)
+        if all(isinstance(error, HostFull) for error in came_to_nothing.values()):
+            self.hub.tries.take_back(self._request)
         raise next(reversed(came_to_nothing.values()), None) or HostFull(
             "no host has room for this VM now; the build waits for its turn"
         )
@@ -113,7 +111,7 @@ class Starting:
         started = False
         while not started:
             claim, standby = await self.hub.claim(record, need, planned, self.steps.progress)
-            run = Run(self.worker, record, claim, self.steps, began)
+            run = Run(self.worker, record, claim, self.steps, began, self._request)
             started = await self._start(run, planned, standby)
 
     async def _rendered(self) -> Need:
@@ -181,10 +179,13 @@ class Starting:
         if self.build is not None and self.build.stopped:
             raise StartCancelled("the build was stopped before its VM was up")
 
+    @property
+    def _request(self) -> int | None:
+        """Number of the build request; None if there is no build."""
+        return None if self.build is None or not self.build.requests else int(self.build.requests[0].id)
+
     def _count_try(self) -> None:
-        if self.build is None or not self.build.requests:
-            return
-        if self.hub.tries.count(self.build.requests[0].id) > TRIES_OF_A_BUILD:
+        if self._request is not None and self.hub.tries.count(self._request) > TRIES_OF_A_BUILD:
             raise TooManyTries(
                 f"this build was started {TRIES_OF_A_BUILD} times and came to nothing each time; its earlier "
                 "builds say why",

@@ -29,10 +29,11 @@ class Tries:
             self._tries.popitem(last=False)
         return tries
 
-    def take_back(self, request: int) -> None:
+    def take_back(self, request: int | None) -> None:
         """Do not count the latest start: there was no room for it.
 
         Args:
-            request: number of the build request.
+            request: number of the build request; None if there is none.
         """
-        self._tries[request] = self._tries.get(request, 1) - 1
+        if request is not None and request in self._tries:
+            self._tries[request] -= 1

@@ -19,6 +19,7 @@ from latentvirt.domainxml import NetworkUse
 from latentvirt.errors import (
     BadXML,
     ConfigError,
+    HostFull,
     HostUnreachable,
     LatentvirtError,
     NotFresh,
@@ -353,6 +354,8 @@ class LibVirtWorker(CompatibleLatentWorkerMixin, AbstractLatentWorker):
         arguments, hub = self._parts()
         if run.failure is not None:
             self._blameless = run.failure.fault != "guest"
+            if isinstance(run.failure, HostFull):
+                hub.tries.take_back(run.request)
             self._note_host(run.record, run.failure)
         await run.ended()
         if not fast and self.master.running:
