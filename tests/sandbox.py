@@ -18,6 +18,7 @@ from types import TracebackType
 
 START_DEADLINE = 60.0
 STOP_DEADLINE = 30.0
+LEAVE_DEADLINE = 10.0
 POLL = 0.05
 
 # /dev is made anew without /dev/kvm: libvirt 9 throws its capabilities away on every call when the device is
@@ -98,7 +99,12 @@ class Sandbox:
         assert self._process.stdin is not None
         assert self._process.stdout is not None
         self._process.stdin.close()
-        self._process.wait(STOP_DEADLINE)
+        try:
+            self._process.wait(LEAVE_DEADLINE)
+        except subprocess.TimeoutExpired:
+            # Something else holds the pipe's other end: a process that a library has just forked, say.
+            self._process.kill()
+            self._process.wait()
         self._process.stdout.close()
 
     def inside(self, command: Sequence[str]) -> list[str]:

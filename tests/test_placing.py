@@ -16,7 +16,8 @@ from buildbot.interfaces import (
 )
 from buildbot.process.properties import Property
 
-from latentvirt import Flavor, Image, drain, host_states, release
+from latentvirt import Flavor, Image, drain, host_states, prefer_dynamic, prefer_static, release
+from latentvirt import workers as many
 from latentvirt.config import Connection
 from latentvirt.errors import ConfigError
 from latentvirt.hosts import Hosts
@@ -210,6 +211,14 @@ def test_an_impossible_wish_ends_its_build_and_nothing_else(master: StageMaster)
     assert may(other)
 
 
+def test_what_a_single_host_could_never_have_does_not_wait_for_ever(master: StageMaster) -> None:
+    """A VM that is larger than the only host may have ends its build, with the number that is in the way."""
+    (worker,) = workers(master, 1, Hosts(Connection(FIRST, memory="512 MiB")))
+    assert may(worker)
+    with pytest.raises(LatentWorkerCannotSubstantiate, match="memory is at most 512 MiB, not 1024 MiB"):
+        start(worker)
+
+
 def test_a_start_that_fails_on_one_host_goes_on_on_the_next(master: StageMaster) -> None:
     """Hosts that cannot be reached, or refuse, cost a build nothing but time; the page says what happened."""
     made = workers(master, 2)
@@ -269,6 +278,21 @@ def test_a_persons_own_vms_are_respected(master: StageMaster) -> None:
     for worker in made:
         start(worker)
     assert running(master) == [1, 2, 0]
+
+
+def test_beaker_local_disk_requirements_choose_a_host_that_has_it(master: StageMaster) -> None:
+    """VMs are given no more disk together than a host has for them, and a wish for more ends its build."""
+    flavors = [Flavor("small", disk="10 GiB"), Flavor("large", disk="50 GiB"), Flavor("huge", disk="1 TiB")]
+    hosts = Hosts(Connection(FIRST, disk="60 GiB"), Connection(SECOND, disk="20 GiB"))
+    made = workers(master, 4, hosts, flavors=flavors)
+    start(made[0], Wishing(disk="50 GiB"))
+    assert running(master) == [1, 0, 0]
+    for worker in made[1:]:
+        start(worker, Wishing(disk="10 GiB"))
+    assert running(master) == [2, 2, 0]
+    stop(made[0])
+    with pytest.raises(LatentWorkerCannotSubstantiate, match="disk is at most 61440 MiB"):
+        start(made[0], Wishing(disk="1 TiB"))
 
 
 def test_who_is_later_gives_way(master: StageMaster) -> None:
@@ -398,3 +422,57 @@ def test_an_image_of_the_masters_gets_to_each_host_once(master: StageMaster, tmp
         assert len(host.listing(f"/var/lib/libvirt/images/latentvirt-{master.hub.owner}")) >= 2
     stop(made[0])
     assert "copying debian.raw" in master.data.updates.text
+
+
+class Candidate:
+    """Buildbot's WorkerForBuilder, as far as it matters."""
+
+    def __init__(self, worker: Any) -> None:
+        self.worker = worker
+
+
+class Static:
+    """A worker that is a machine of its own."""
+
+    conn = "connected"
+
+
+def test_beaker_dynamic_resources_are_favoured_if_asked_for(master: StageMaster) -> None:
+    """A builder's VMs come before its static workers, or after them, and it does with what there is."""
+    ours, static = Candidate(workers(master, 1)[0]), Candidate(Static())
+    both = [static, ours]
+    assert on_reactor(lambda: prefer_dynamic(None, both, None)) is ours
+    assert on_reactor(lambda: prefer_static(None, both, None)) is static
+    assert on_reactor(lambda: prefer_dynamic(None, [static], None)) is static
+    assert on_reactor(lambda: prefer_static(None, [ours], None)) is ours
+    assert prefer_dynamic(None, [], None) is None
+
+
+def test_downburst_a_vm_tells_which_host_it_is_on(master: StageMaster) -> None:
+    """The page of a build names the host that its VM resides on."""
+    (worker,) = workers(master, 1)
+    start(worker, Wishing(labels={"cpu": "avx512"}))
+    stop(worker)
+    assert f"starting a VM for w0 on {SECOND} (slot " in master.data.updates.text
+
+
+def test_downburst_many_slots_are_named_by_number() -> None:
+    """Workers that differ in their numbers only are made at once, and share their hosts."""
+    made = many("vps", 12, three(), password=None, base_image=BASE, size=SIZE)
+    assert [worker.name for worker in made][:2] == ["vps001", "vps002"]
+    assert len({worker.name for worker in made}) == 12
+
+
+def test_a_vm_that_went_with_its_host_is_no_fault_of_the_guests(master: StageMaster) -> None:
+    """A host that crashed and is back at once, without its VMs, costs no worker its place in Buildbot."""
+    (worker,) = workers(master, 1, Hosts(Connection(FIRST), Connection(SECOND)))
+    start(worker)
+    master.fake.inspect(FIRST).reboot()
+    while on_reactor(worker.check_instance)[0]:
+        on_reactor(lambda: None)
+    assert "is back without the VM" in on_reactor(worker.check_instance)[1]
+    stop(worker)
+    on_reactor(worker.putInQuarantine)
+    assert worker.quarantine_timer is None
+    start(worker)
+    assert running(master) == [0, 1, 0]

@@ -221,6 +221,8 @@ class Connection:
             unit. None for no limit; for a host among several, for what it has, less a reserve.
         vcpus: how many virtual processors VMs may have, everyone's together; None for no limit, or for a host
             among several for its processors times `Hosts`'s ``overcommit``.
+        disk: how large the system disks of this master's VMs may be together, as far as flavors or sizes say
+            it: a number of MiB, or a string with a unit; None for no limit.
         labels: what a build may ask for: ``{'region': 'lab-1', 'cpu': 'avx512'}``.
         drain: whether no further VM is started there; those that run are left alone.
         copy_rate: how much of an `Image` may be sent there per second: a number of MiB, or a string with a
@@ -233,6 +235,7 @@ class Connection:
     frozen_space: int | str = attrs.field(default=DEFAULT_FROZEN_SPACE, kw_only=True)
     memory: int | str | None = attrs.field(default=None, kw_only=True)
     vcpus: int | None = attrs.field(default=None, kw_only=True)
+    disk: int | str | None = attrs.field(default=None, kw_only=True)
     labels: Any = attrs.field(default=(), kw_only=True, converter=comparable_labels)
     drain: bool = attrs.field(default=False, kw_only=True)
     copy_rate: int | str | None = attrs.field(default=None, kw_only=True)
@@ -273,8 +276,9 @@ class Connection:
             raise ConfigError(
                 f"images={shown(self.images)} is not an absolute path", remedy="name a folder on the host"
             )
-        if self.memory is not None:
-            mebibytes(self.memory, "memory")
+        for what, amount in (("memory", self.memory), ("disk", self.disk)):
+            if amount is not None:
+                mebibytes(amount, what)
         check_labels("labels", self.labels)
         if not isinstance(self.drain, bool):
             raise ConfigError(f"drain={self.drain!r} is neither True nor False")
@@ -285,6 +289,11 @@ class Connection:
     def frozen_bytes(self) -> int:
         """How much room frozen images may take."""
         return mebibytes(self.frozen_space, "frozen_space") * BYTES_PER_MIB
+
+    @property
+    def disk_mib(self) -> int | None:
+        """How large VMs' system disks may be there together; None if that was not said."""
+        return None if self.disk is None else mebibytes(self.disk, "disk")
 
     @property
     def memory_mib(self) -> int | None:

@@ -14,6 +14,7 @@ from latentvirt.host.driver import Driver, LibvirtDriver
 from latentvirt.host.hauling import Haul, Haulage
 from latentvirt.host.link import Link
 from latentvirt.host.probe import probe
+from latentvirt.host.views import Versions
 from latentvirt.names import Ownership
 
 T = TypeVar("T")
@@ -40,6 +41,7 @@ class Caller:
         self._asked_on = 0
         self._asking = defer.DeferredLock()
         self._known_images: dict[str, str] = {}
+        self._versions: tuple[int, Versions] | None = None
         self._marks: dict[tuple[str, int], Ownership | None] = {}
 
     @property

@@ -75,7 +75,10 @@ class Link:
         self.deadlines = deadlines
         self.watches: set[Watch] = set()
         self.on_change: Callable[[str, bool], object] = lambda uuid, ended: None
-        """Called with the UUID of each domain that starts or ends, whoever's it is, and whether it ended."""
+        """Called with the UUID of each domain that starts or ends, whoever's it is, and whether it ended.
+
+        And with an empty one when the connection breaks: whatever happens from then on is not heard of.
+        """
         self.opens = 0
         """How many connections there have been; what was asked on an earlier one may be so no more."""
         self._driver = driver
@@ -275,6 +278,7 @@ class Link:
         logger.warning("%s: %s", self.uri, reason)
         self._lane.fail_waiting(HostUnreachable(reason, host=self.uri))
         self._close_in_background(opened)
+        self.on_change("", False)
         if self.watches and not self._returning:
             self._returning = True
             defer.ensureDeferred(self._come_back(reason)).addErrback(
@@ -348,6 +352,9 @@ class Link:
             except LatentvirtError as error:
                 logger.warning("%s: a domain's state stays unknown: %s", self.uri, error)
                 continue
+            if returning and news is GONE:
+                # Not by itself, as far as anybody can tell: hosts that crash come back without their VMs.
+                news = DomainNews(Condition.HOST_LOST, "the host was away, and is back without the VM")
             if returning and watch in self.watches and not news.condition.is_end:
                 watch.tell(DomainNews(Condition.HOST_BACK, "the host is back"))
             if watch in self.watches and (returning or news.condition.is_end):

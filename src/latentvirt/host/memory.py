@@ -76,10 +76,15 @@ class MemoryVerbs(Caller):
         return created
 
     async def versions(self) -> Versions:
-        """Say which libvirt and which QEMU the host has now."""
-        return await self._call(
-            "read the host's versions", lambda c: Versions(int(c.getLibVersion()), int(c.getVersion()))
-        )
+        """Say which libvirt and which QEMU the host has now; asked once per connection."""
+        await self._link.open()
+        opens = self._link.opens
+        if self._versions is None or self._versions[0] != opens:
+            found = await self._call(
+                "read the host's versions", lambda c: Versions(int(c.getLibVersion()), int(c.getVersion()))
+            )
+            self._versions = (opens, found)
+        return self._versions[1]
 
     async def memory(self) -> MemoryView:
         """Say how much memory the host has, and how much of it new VMs can have now."""

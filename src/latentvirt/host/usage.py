@@ -42,7 +42,8 @@ class UsageVerbs(Caller):
         """Hear of every domain that starts or ends on the host, whoever's it is.
 
         Args:
-            tell: called on the reactor's thread with the domain's UUID, and whether it has ended.
+            tell: called on the reactor's thread with the domain's UUID, and whether it has ended; with an
+                empty UUID when the connection broke, since from then on nothing is heard.
         """
         self._link.on_change = tell
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import time
 from collections.abc import Callable, Coroutine
+from functools import partial
 from typing import Any
 
 from buildbot.util.service import SharedService
@@ -118,9 +119,9 @@ class Hub(SharedService):
         record = self._records.get(connection.uri)
         if record is None:
             host = Host(connection, self.master.reactor, driver=self.driver)
-            uri = connection.uri
-            room = Room(host, connection, lambda: self.owner, lambda ended: self._looking.changed(uri, ended))
-            record = self._records[uri] = HostRecord(host, connection, room)
+            changed = partial(self._looking.changed, connection.uri)
+            room = Room(host, connection, lambda: self.owner, changed)
+            record = self._records[connection.uri] = HostRecord(host, connection, room)
             record.configure(connection, hosts)
         return record
 

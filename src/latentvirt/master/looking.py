@@ -29,7 +29,7 @@ class Looking:
     def __init__(self, hub: Hub) -> None:
         self._hub = hub
         self._loop = task.LoopingCall(self._look_all)
-        self._soon: set[str] = set()
+        self._new: dict[str, set[str]] = {}
 
     def begin(self) -> None:
         """Begin to look every so often."""
@@ -41,11 +41,12 @@ class Looking:
         if self._loop.running:
             self._loop.stop()
 
-    def changed(self, uri: str, ended: bool) -> None:
+    def changed(self, uri: str, uuid: str, ended: bool) -> None:
         """Hear that a domain has ended, or started, on a host.
 
         Args:
             uri: of the host.
+            uuid: of the domain; empty if the host is not heard any more.
             ended: whether there may be more room now, rather than less.
         """
         record = self._hub.records[uri]
@@ -53,9 +54,17 @@ class Looking:
             return
         if ended:
             self._hub.wake()
-        elif uri not in self._soon:
-            self._soon.add(uri)
-            self._hub.master.reactor.callLater(LOOK_SOON_S, self.look, record)
+            return
+        if uri not in self._new:
+            self._new[uri] = set()
+            self._hub.master.reactor.callLater(LOOK_SOON_S, self._look_soon, record)
+        self._new[uri].add(uuid)
+
+    def _look_soon(self, record: HostRecord) -> None:
+        """Look if there is news; a start of ours has looked meanwhile, at what it started as well."""
+        new = self._new.pop(record.host.uri)
+        if not all(map(record.room.knows, new)):
+            self.look(record)
 
     def _look_all(self) -> None:
         for record in self._hub.records.values():
@@ -64,7 +73,6 @@ class Looking:
 
     def look(self, record: HostRecord) -> None:
         """See in the background what is in use on a host, if others may use it as well."""
-        self._soon.discard(record.host.uri)
         if record.room.shared and self._hub.running:
             self._hub.in_background(self._see(record), f"see what is in use on {record.host.uri}")
 

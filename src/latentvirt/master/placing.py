@@ -154,8 +154,6 @@ class Placing:
 
     def impossible(self, need: Need) -> str | None:
         """Say why no host could ever take a start; None if one could."""
-        if need.hosts.is_one:
-            return None
         return explain(self._views(need, self.records(need.hosts)), need.wish)
 
     def _choose(self, need: Need, avoid: Collection[str]) -> HostRecord | None:

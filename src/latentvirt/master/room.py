@@ -51,13 +51,14 @@ class Room:
         host: the host.
         connection: what the person says of it.
         owner: tells whose id ours is.
-        changed: called when a domain has ended, so that there may be room, or one has started.
+        changed: called with the UUID of a domain that has started or ended, and whether it ended, so that
+            there may be more room; with an empty one when nothing is heard any more.
     """
 
     host: Host
     connection: Connection
     owner: Callable[[], str]
-    changed: Callable[[bool], object]
+    changed: Callable[[str, bool], object]
     shared: bool = attrs.field(init=False, default=False)
     """Whether others' domains count, and the host's own size limits what it gets."""
     overcommit: float = attrs.field(init=False, default=1.0)
@@ -88,7 +89,7 @@ class Room:
         if self.shared and self.node is not None:
             memory = memory or int(self.node.memory * (1 - SPARE))
             vcpus = vcpus or max(1, int(self.node.cpus * self.overcommit))
-        return Limits(slots=self.connection.slots, memory=memory, vcpus=vcpus)
+        return Limits(slots=self.connection.slots, memory=memory, vcpus=vcpus, disk=self.connection.disk_mib)
 
     def others(self, ours: Iterable[str]) -> Amounts:
         """Add up what domains take that are in none of our places.
@@ -119,7 +120,11 @@ class Room:
     def _hear(self, uuid: str, ended: bool) -> None:
         if ended:
             self._seen.pop(uuid, None)
-        self.changed(ended)
+        self.changed(uuid, ended)
+
+    def knows(self, uuid: str) -> bool:
+        """Say whether it is known what a domain takes."""
+        return uuid in self._seen
 
     async def look(self) -> None:
         """See anew what is in use."""

@@ -84,6 +84,11 @@ class Trouble:
         with self._lock:
             self._failures[method].append(failure)
 
+    def forgive(self) -> None:
+        """Let no call fail that was asked to and has not come yet."""
+        with self._lock:
+            self._failures.clear()
+
     def hang(self, method: str) -> Hang:
         """Let calls of a method not answer, until the returned one is released."""
         hang = Hang()
