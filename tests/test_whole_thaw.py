@@ -166,6 +166,7 @@ def _tiers(master: Master) -> str:
     return "".join(master.text(build, "start VM", "progress") for build in builds)
 
 
+@pytest.mark.soak
 def test_libvirtd_restarted_while_a_vm_stands_by(stage: Stage, tmp_path: Path) -> None:
     """A build after libvirtd was restarted finds a standby made anew, or does without."""
     given = stage.given("minion1", stage.images, stage.debian, start="auto")
