@@ -320,6 +320,7 @@ def test_a_host_that_was_booted_is_given_its_pool_again(scene: Scene, forgetful:
     image = scene.image()
     path = scene.bring(image)
     scene.state.reboot()
+    scene.state.settle()
     assert scene.bring(image) == path
     assert scene.copies() == 1
 

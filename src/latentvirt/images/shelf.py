@@ -10,10 +10,11 @@ from xml.sax.saxutils import escape
 
 import attrs
 
-from latentvirt.errors import AlreadyExists, HostError, NotFound, Refused
+from latentvirt.errors import AlreadyExists, HostError, NotFound
 from latentvirt.host import Haul, Host
 from latentvirt.images.naming import directory_in, pool_over
 from latentvirt.storage.base import no_folder
+from latentvirt.storage.embed import make_directory
 
 T = TypeVar("T")
 Read = Callable[[int], bytes]
@@ -23,7 +24,6 @@ Progress = Callable[[int, int], object]
 FILE_MODE = "0644"
 """QEMU's user must read a copy, and latentvirt never changes who owns it."""
 
-DIRECTORY_MODE = 0o711
 CHUNK_BYTES = 256 * 1024
 
 
@@ -188,18 +188,7 @@ class LocalShelf:
 
         def look() -> list[str]:
             directory = directory_in(self.folder)
-            try:
-                os.mkdir(directory, DIRECTORY_MODE)
-            except FileExistsError:
-                pass
-            except FileNotFoundError:
-                raise no_folder(self.folder, self.host.uri) from None
-            except OSError as error:
-                raise Refused(
-                    f"could not make the directory {directory}: {error.strerror}",
-                    host=self.host.uri,
-                    remedy=f"let the master's user write to {self.folder}, or name another hd_image",
-                ) from error
+            make_directory(directory, self.folder, self.host.uri)
             return sorted(os.listdir(directory))
 
         return await self.host.run_local("list the copied images", look)

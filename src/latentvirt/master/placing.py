@@ -83,10 +83,6 @@ class Placing:
     def _now(self) -> float:
         return float(self._hub.master.reactor.seconds())
 
-    def records(self, hosts: Hosts) -> list[HostRecord]:
-        """Return what is known of hosts, in the person's order."""
-        return self._hub.know(hosts)
-
     def _views(self, need: Need, records: Sequence[HostRecord]) -> list[HostView]:
         now = self._now
         views = []
@@ -132,7 +128,7 @@ class Placing:
 
     def withdraw(self, need: Need) -> None:
         """Take back what a worker was promised."""
-        for record in self.records(need.hosts):
+        for record in self._hub.know(need.hosts):
             record.reserved.pop(need.worker, None)
 
     def take(self, need: Need, avoid: Collection[str] = ()) -> HostRecord | None:
@@ -145,19 +141,19 @@ class Placing:
         Returns:
             The host; None if there is no room.
         """
-        for record in self.records(need.hosts):
+        for record in self._hub.know(need.hosts):
             if need.worker in record.reserved and record.host.uri not in avoid:
                 return record
         if need.hosts.is_one and not avoid:
-            return self.records(need.hosts)[0]  # a build that Buildbot starts without asking
+            return self._hub.know(need.hosts)[0]  # a build that Buildbot starts without asking
         return self._choose(need, avoid)
 
     def impossible(self, need: Need) -> str | None:
         """Say why no host could ever take a start; None if one could."""
-        return explain(self._views(need, self.records(need.hosts)), need.wish)
+        return explain(self._views(need, self._hub.know(need.hosts)), need.wish)
 
     def _choose(self, need: Need, avoid: Collection[str]) -> HostRecord | None:
-        records = self.records(need.hosts)
+        records = self._hub.know(need.hosts)
         views = self._views(need, records)
         now = self._now
         rule = Rule(spread=need.hosts.spread, prefer=dict(need.hosts.prefer))

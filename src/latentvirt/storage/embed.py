@@ -20,6 +20,35 @@ from latentvirt.storage.permissions import owner_of
 STAT_BLOCK_BYTES = 512
 """What `os.stat` counts a file's blocks in, whatever the file system's own blocks are."""
 
+DIRECTORY_MODE = 0o711
+"""QEMU's user must come through to the files, and nobody else needs to list them."""
+
+
+def make_directory(directory: str, folder: str, host: str) -> None:
+    """Make a directory of ours where it is not there yet.
+
+    Args:
+        directory: its path.
+        folder: the person's image folder, in which it is to be.
+        host: for error texts.
+
+    Raises:
+        ImageError: there is no such folder.
+        Refused: the master's user may not write there.
+    """
+    try:
+        os.mkdir(directory, DIRECTORY_MODE)
+    except FileExistsError:
+        pass
+    except FileNotFoundError:
+        raise no_folder(folder, host) from None
+    except OSError as error:
+        raise Refused(
+            f"could not make the directory {directory}: {error.strerror}",
+            host=host,
+            remedy=f"let the master's user write to {folder}, or name another hd_image",
+        ) from error
+
 
 @attrs.define(eq=False)
 class EmbedStorage:
@@ -36,22 +65,9 @@ class EmbedStorage:
 
     async def prepare(self) -> None:
         """See to it that the directory is there."""
-
-        def make() -> None:
-            try:
-                os.mkdir(self.directory, 0o711)
-            except FileExistsError:
-                pass
-            except FileNotFoundError:
-                raise no_folder(self.folder, self.host.uri) from None
-            except OSError as error:
-                raise Refused(
-                    f"could not make the directory {self.directory}: {error.strerror}",
-                    host=self.host.uri,
-                    remedy=f"let the master's user write to {self.folder}, or name another hd_image",
-                ) from error
-
-        await self.host.run_local("make our directory", make)
+        await self.host.run_local(
+            "make our directory", lambda: make_directory(self.directory, self.folder, self.host.uri)
+        )
 
     def path_of(self, name: FileName) -> str:
         """Say where a file of ours lies."""
