@@ -7,7 +7,9 @@ import random
 import shutil
 import subprocess
 import sys
+from collections import Counter
 from pathlib import Path
+from typing import Any
 from xml.etree import ElementTree
 
 import pytest
@@ -40,6 +42,9 @@ from benching.figures import (  # noqa: E402
 from benching.plot import plot  # noqa: E402
 from benching.processors import Usage, others_share  # noqa: E402
 from benching.rawqemu import command_of_libvirt  # noqa: E402
+from benching.scaling import REASONS, Unexplained, calls_of, explained  # noqa: E402
+from benching.scaling import bound_s as scale_bound_s  # noqa: E402
+from benching.scaling import targets_of as scale_targets_of  # noqa: E402
 from benching.stage import parts_of, tiers_of, with_identity  # noqa: E402
 from stockimage import Image  # noqa: E402
 
@@ -332,3 +337,64 @@ def test_the_in_tree_workers_guest_knows_its_name_beforehand(tmp_path: Path, off
     subprocess.run(["qemu-img", "convert", "-f", "raw", "-O", "qcow2", raw, disk], check=True)
     with pytest.raises(RuntimeError, match="could not be written"):
         with_identity(image, copy, Identity(name="w", password="sekrit", master="10.0.2.2:1"))
+
+
+# Scale
+
+
+def test_no_host_is_faster_than_its_places_or_a_starts_calls_allow() -> None:
+    """The bound is what a host's places leave of its calls, or one start's calls after each other."""
+    assert scale_bound_s(calls=1000, chain=9, at_a_time=20, latency_s=0.2) == pytest.approx(50 * 0.2)
+    assert scale_bound_s(calls=1001, chain=9, at_a_time=20, latency_s=0.2) == pytest.approx(51 * 0.2)
+    assert scale_bound_s(calls=90, chain=9, at_a_time=20, latency_s=0.2) == pytest.approx(9 * 0.2)
+
+
+def test_calls_are_counted_from_a_moment_on() -> None:
+    """What a host was asked before the clock ran is not a part of a start."""
+    before = [["open", "createXML"], []]
+    after = [["open", "createXML", "createXML", "open"], ["open"]]
+    assert calls_of(before, after) == [Counter({"createXML": 1, "open": 1}), Counter({"open": 1})]
+
+
+def test_every_call_of_a_start_has_a_reason() -> None:
+    """Nobody adds a call to a start without saying why: the benchmark ends, and names it."""
+    told = explained(Counter({"createXML": 1}), Counter({"createXML": 10, "listAllDomains": 5}), starts=10)
+    assert {method: (row["of_a_start"], row["in_the_run"]) for method, row in told.items()} == {
+        "createXML": (1, 1.0),
+        "listAllDomains": (0, 0.5),
+    }
+    assert told["createXML"]["why"] == REASONS["createXML"]
+    with pytest.raises(Unexplained, match="getHostname"):
+        explained(Counter({"createXML": 1}), Counter({"createXML": 10, "getHostname": 1}), starts=10)
+
+
+def test_targets_of_scale_are_the_issues() -> None:
+    """A result that is just good enough meets them all, and one that is worse in all misses them all."""
+
+    def result(times: float, part: float, p99_ms: float, max_ms: float) -> dict[str, Any]:
+        place = {"stall": {"max_ms": max_ms}, "peer_stall": {"max_ms": 40.0}}
+        return {
+            "one_host": {**place, "times_in_tree": times},
+            "hundred_hosts": {**place, "of_bound": part},
+            "reactor_stall_p99_ms": p99_ms,
+        }
+
+    assert all(target.met for target in scale_targets_of(result(6.0, 0.75, 10.0, 65.0)))
+    assert not any(target.met for target in scale_targets_of(result(5.9, 0.74, 10.1, 65.1)))
+
+
+def test_scale_is_measured_on_simulated_hosts(tmp_path: Path) -> None:
+    """The benchmark runs both workers' real code without libvirt, and its JSON has what others read."""
+    stored = tmp_path / "result.json"
+    command = [sys.executable, str(LIB / "bench_scale.py"), "--json", str(stored)]
+    command += ["--one", "2", "--hosts", "2", "--starts", "4"]
+    said = subprocess.run(command, capture_output=True, text=True, check=True).stdout
+    figures = json.loads(stored.read_text())["scale"]
+    one, many = figures["one_host"], figures["hundred_hosts"]
+    assert figures["simulation"] == "fake"
+    assert 0 < one["in_tree_starts_per_s"] <= 1 / (4 * 0.2)
+    assert one["latentvirt_starts_per_s"] > 0
+    assert 0 < many["latentvirt_starts_per_s"] <= many["bound_starts_per_s"]
+    assert figures["reactor_stall_p99_ms"] >= many["stall"]["p99_ms"]
+    assert "createXML" in many["calls"]
+    assert "latentvirt / in-tree" in said

@@ -12,216 +12,55 @@ Rounds of the two alternate in one process, since machines are noisy.
 from __future__ import annotations
 
 import argparse
-import gc
 import json
 import sys
-import threading
-import time
 from pathlib import Path
-from queue import Empty, SimpleQueue
-from types import SimpleNamespace
 from typing import Any
 
-ROOT = Path(__file__).resolve().parent.parent.parent
-sys.path.insert(0, str(ROOT / "src"))
+LIB = Path(__file__).resolve().parent
+sys.path[:0] = [str(LIB.parent.parent / "src"), str(LIB)]
 
-from buildbot.util.service import MasterService
-from rich.console import Console
-from rich.table import Table
-from twisted.internet import defer, reactor, task
+from benching.simulated import (  # noqa: E402
+    LATENCY_S,
+    Heart,
+    Simulation,
+    all_of,
+    summary,
+    threads_and_sleeps,
+)
+from rich.console import Console  # noqa: E402
+from rich.table import Table  # noqa: E402
+from twisted.internet import defer, task  # noqa: E402
 
-from latentvirt.host.link import CALLS_AT_A_TIME
-from latentvirt.master.hub import Hub
-from latentvirt.master.worker import LibVirtWorker
-from latentvirt.testing import FakeLibvirt
+from latentvirt.config import Connection  # noqa: E402
+from latentvirt.host.link import CALLS_AT_A_TIME  # noqa: E402
+from latentvirt.hosts import Hosts  # noqa: E402
 
 WORKERS = 50
-LATENCY_S = 0.2
-BEAT_S = 0.005
 ROUNDS = 2
 P99_TARGET_MS = 10.0
 MAX_ABOVE_PEER_MS = 25.0
-IMAGES = "/images"
-POOL = f"<pool type='dir'><name>images</name><target><path>{IMAGES}</path></target></pool>"
-
-
-class Heart:
-    """Beats every few milliseconds and notes how late each beat was."""
-
-    def __init__(self) -> None:
-        self.late_ms: list[float] = []
-        self._due = 0.0
-        self._stopped = False
-
-    def start(self) -> None:
-        """Begin."""
-        self._due = time.perf_counter() + BEAT_S
-        reactor.callLater(BEAT_S, self._beat)
-
-    def _beat(self) -> None:
-        if self._stopped:
-            return
-        now = time.perf_counter()
-        self.late_ms.append((now - self._due) * 1000)
-        self._due = now + BEAT_S
-        reactor.callLater(BEAT_S, self._beat)
-
-    def stop(self) -> None:
-        """End."""
-        self._stopped = True
-
-
-class Master(MasterService):
-    """What of a Buildbot master the worker and its hub call."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.name = "bench"
-        self.reactor = reactor
-        self.running = True
-        self.config = SimpleNamespace(protocols={"pb": {"port": 9989}})
-        self.botmaster = SimpleNamespace(maybeStartBuildsForAllBuilders=lambda: None, builders={})
-        self.db = SimpleNamespace(state=State())
-        self.data = SimpleNamespace(updates=Updates())
-
-
-class State:
-    """Buildbot's object state, in memory."""
-
-    def __init__(self) -> None:
-        self._values: dict[str, Any] = {}
-
-    async def getObjectId(self, name: str, kind: str) -> int:
-        """Name one object."""
-        return 1
-
-    async def atomicCreateState(self, number: int, name: str, make: Any) -> Any:
-        """Make a value once."""
-        return self._values.setdefault(name, make())
-
-    async def getState(self, number: int, name: str, default: Any) -> Any:
-        """Read a value."""
-        return self._values.get(name, default)
-
-    async def setState(self, number: int, name: str, value: Any) -> None:
-        """Write a value."""
-        self._values[name] = value
-
-
-class Updates:
-    """Buildbot's data API, which takes each write and does nothing with it."""
-
-    def __getattr__(self, name: str) -> Any:
-        async def write(*args: Any, **kwargs: Any) -> Any:
-            return (1, 1, name) if name == "addStep" else 1
-
-        return write
-
-
-class Build:
-    """A build that asks for a worker."""
-
-    def __init__(self, number: int) -> None:
-        self.buildid = number
-        self.requests = [SimpleNamespace(id=number)]
-        self.stopped = False
-
-    def render(self, value: Any) -> Any:
-        """Render, where there is nothing to."""
-        return defer.succeed(value)
 
 
 async def with_latentvirt() -> tuple[list[float], int]:
     """Start and stop all workers once; returns the beats' lateness and how many libvirt calls it took."""
-    fake = FakeLibvirt()
-    host = fake.inspector
-    host.add_file(f"{IMAGES}/base.qcow2")
-    person = fake.open(host.uri)
-    person.storagePoolCreateXML(POOL, 0)
-    host.trouble.latency_s = LATENCY_S
-    master = Master()
-    hub = await Hub.getService(master)
-    hub.driver = fake
-    workers = []
-    for number in range(WORKERS):
-        worker = LibVirtWorker(
-            f"bench{number}", "password", uri=host.uri, base_image=f"{IMAGES}/base.qcow2", size={"memory": 64}
-        )
-        worker.parent = master
-        worker._arguments = worker_arguments(host.uri)
-        worker._hub = hub
-        workers.append(worker)
-    before = len(host.trouble.calls)
-    gc.collect()
+    simulation = Simulation(Hosts(Connection("qemu:///system")))
+    await simulation.begin(WORKERS)
+    before = sum(map(len, simulation.calls))
+    simulation.take(LATENCY_S)
     heart = Heart()
     heart.start()
-    await all_of(worker.start_instance(Build(number)) for number, worker in enumerate(workers, 1))
-    if len(host.running()) != WORKERS:
-        raise SystemExit(f"only {len(host.running())} of {WORKERS} VMs run")
-    await all_of(worker.stop_instance() for worker in workers)
+    builds = simulation.builds(WORKERS)
+    await all_of(
+        worker.start_instance(build) for worker, build in zip(simulation.workers, builds, strict=True)
+    )
+    if simulation.running != WORKERS:
+        raise SystemExit(f"only {simulation.running} of {WORKERS} VMs run")
+    await simulation.stop_all()
     heart.stop()
-    if host.running():
-        raise SystemExit(f"{len(host.running())} VMs were left")
-    calls = len(host.trouble.calls) - before
-    host.trouble.latency_s = 0.0
-    for record in hub._records.values():
-        await record.host.close()
+    calls = sum(map(len, simulation.calls)) - before
+    await simulation.end()
     return heart.late_ms, calls
-
-
-def worker_arguments(uri: str) -> Any:
-    """Read the arguments as ``reconfigService`` does."""
-    from latentvirt.master.arguments import read_arguments
-
-    return read_arguments("password", uri=uri, base_image=f"{IMAGES}/base.qcow2", size={"memory": 64})
-
-
-async def all_of(waiting: Any) -> None:
-    """Wait for all, and raise the first failure."""
-    await defer.gatherResults(list(waiting), consumeErrors=True)
-
-
-async def without_latentvirt(calls: int) -> list[float]:
-    """Let as many threads do as many sleeps, and hand their results to the reactor."""
-    line: SimpleQueue[int] = SimpleQueue()
-    for number in range(calls):
-        line.put(number)
-    done: defer.Deferred[None] = defer.Deferred()
-    left = calls
-
-    def arrived() -> None:
-        nonlocal left
-        left -= 1
-        if left == 0:
-            done.callback(None)
-
-    def serve() -> None:
-        while True:
-            try:
-                line.get_nowait()
-            except Empty:
-                return
-            time.sleep(LATENCY_S)
-            reactor.callFromThread(arrived)
-
-    gc.collect()
-    heart = Heart()
-    heart.start()
-    for _ in range(CALLS_AT_A_TIME):
-        threading.Thread(target=serve, daemon=True).start()
-    await done
-    heart.stop()
-    return heart.late_ms
-
-
-def summary(late_ms: list[float]) -> dict[str, float]:
-    """Say how late the beats were."""
-    ordered = sorted(late_ms)
-
-    def share(part: float) -> float:
-        return round(ordered[min(len(ordered) - 1, int(len(ordered) * part))], 3)
-
-    return {"p50_ms": share(0.5), "p99_ms": share(0.99), "max_ms": round(ordered[-1], 3)}
 
 
 async def bench(rounds: int) -> dict[str, Any]:
@@ -233,7 +72,7 @@ async def bench(rounds: int) -> dict[str, Any]:
         late, calls = await with_latentvirt()
         ours += late
         print(f"round {number + 1}: latentvirt, {calls} calls: {summary(late)}", file=sys.stderr)
-        late = await without_latentvirt(calls)
+        late = await threads_and_sleeps([(calls, CALLS_AT_A_TIME)])
         peers += late
         print(f"round {number + 1}: the same threads and sleeps alone: {summary(late)}", file=sys.stderr)
     result: dict[str, Any] = summary(ours)

@@ -65,12 +65,13 @@ class VirConnect:
     def __init__(self, host: FakeHostState) -> None:
         self.host = host
         self.broken = False
+        self.served = host.trouble.connection_served()
         self._on_close: tuple[Callable[..., object], object] | None = None
         self._registered: dict[int, tuple[int, Callable[..., object], object]] = {}
 
     def meet(self, method: str) -> None:
         """Begin a call: suffer the trouble that the test asked for; the fake's own."""
-        self.host.trouble.meet(method, lambda: self.broken)
+        self.host.trouble.meet(method, lambda: self.broken, self.served)
 
     def break_off(self, reason: int) -> None:
         """Break; the fake's own."""

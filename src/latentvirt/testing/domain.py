@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 import libvirt
 from lxml import etree
 
+from latentvirt.testing import defaults
 from latentvirt.testing.guest import CONSOLE
 from latentvirt.testing.saving import save
 from latentvirt.testing.state import FakeDomain
@@ -51,7 +52,7 @@ class VirDomain:
     def ID(self) -> int:
         with self._domain.host.lock:
             live = self._domain.live
-        return int(etree.fromstring(live).get("id", "-1")) if live else -1
+        return defaults.number_of(live) if live else -1
 
     def isActive(self) -> int:
         return int(self._meet("isActive").active)

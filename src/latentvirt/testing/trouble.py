@@ -6,6 +6,7 @@ import threading
 import time
 from collections import defaultdict, deque
 from collections.abc import Callable
+from contextlib import nullcontext
 from typing import Any
 
 import libvirt
@@ -50,6 +51,47 @@ class Hang:
             pass
 
 
+class Places:
+    """So many calls at a time, first come, first served; all methods may be called on any thread.
+
+    Args:
+        limit: tells how many; None for no limit. It is asked for each call.
+    """
+
+    def __init__(self, limit: Callable[[], int | None]) -> None:
+        self.most_busy = 0
+        """How many calls there have been at a time at most."""
+        self._limit = limit
+        self._lock = threading.Lock()
+        self._busy = 0
+        self._waiting: deque[threading.Lock] = deque()
+
+    @property
+    def waiting(self) -> int:
+        """How many calls stand in line."""
+        with self._lock:
+            return len(self._waiting)
+
+    def __enter__(self) -> None:
+        with self._lock:
+            limit = self._limit()
+            if limit is None or self._busy < limit:
+                self._busy += 1
+                self.most_busy = max(self.most_busy, self._busy)
+                return
+            turn = threading.Lock()
+            turn.acquire()
+            self._waiting.append(turn)
+        turn.acquire()
+
+    def __exit__(self, *_: object) -> None:
+        with self._lock:
+            if self._waiting:
+                self._waiting.popleft().release()  # who waits longest has this place now
+            else:
+                self._busy -= 1
+
+
 class Trouble:
     """What a test has asked to go wrong on one host; all methods may be called on any thread.
 
@@ -60,6 +102,12 @@ class Trouble:
     def __init__(self) -> None:
         self.latency_s = 0.0
         """How long each call takes, in real seconds on the calling thread."""
+        self.calls_of_host: int | None = None
+        """How many calls are served at a time (libvirtd's ``max_workers``); None for no limit."""
+        self.calls_of_connection: int | None = None
+        """How many of one connection (libvirtd's ``max_client_requests``); None for no limit."""
+        self.served = Places(lambda: self.calls_of_host)
+        """Where calls of all connections are served."""
         self._lock = threading.Lock()
         self._failures: dict[str, deque[Exception]] = defaultdict(deque)
         self._hangs: dict[str, Hang] = {}
@@ -101,17 +149,28 @@ class Trouble:
         with self._lock:
             self._before[method].append(action)
 
-    def meet(self, method: str, broken: Callable[[], bool]) -> None:
-        """Suffer what was asked for; called by the fake at the start of each call."""
+    def connection_served(self) -> Places:
+        """Make the place where the calls of a new connection are served."""
+        return Places(lambda: self.calls_of_connection)
+
+    def meet(self, method: str, broken: Callable[[], bool], connection: Places | None = None) -> None:
+        """Suffer what was asked for; called by the fake at the start of each call.
+
+        Args:
+            method: its name.
+            broken: tells whether its connection has broken.
+            connection: where the calls of its connection are served; None if it has none yet.
+        """
         with self._lock:
             self._calls.append(method)
             hang = self._hangs.get(method)
             failure = self._failures[method].popleft() if self._failures[method] else None
             action = self._before[method].popleft() if self._before[method] else None
-        if self.latency_s:
-            time.sleep(self.latency_s)
-        if hang is not None:
-            hang.wait(broken)
+        with connection or nullcontext(), self.served:
+            if self.latency_s:
+                time.sleep(self.latency_s)
+            if hang is not None:
+                hang.wait(broken)
         if broken():
             raise connection_lost()
         if action is not None:
