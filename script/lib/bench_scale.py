@@ -14,8 +14,9 @@ any start have made those that follow on each other. They are counted on one sta
 when there are many, that is not in the bound. A call without a reason in benching/scaling.py ends the
 benchmark.
 
-All of it runs in one process, the simulated hosts as well. How much processor time a start took is told, of
-the whole process and of the reactor's thread: on a machine that is too slow it is that which is measured.
+The hosts are in a process of their own, on a processor of their own if there is one; the in-tree worker's,
+which makes one call at a time, is not. How much processor time a start took is told, of the master's process
+and of its reactor's thread: on a machine that is too slow, or busy, it is that which is measured.
 """
 
 from __future__ import annotations
@@ -57,12 +58,6 @@ HOSTS = 100
 STARTS = 1000
 
 
-def serve_as_libvirtd(simulation: Simulation) -> None:
-    """Let the simulated hosts serve no more calls at a time than libvirtd does."""
-    for host in simulation.inside:
-        host.trouble.calls_of_connection, host.trouble.calls_of_host = CALLS_OF_CONNECTION, CALLS_OF_HOST
-
-
 async def in_tree(starts: int) -> float:
     """Start VMs on one host by the in-tree worker; returns the starts per second."""
     fake = FakeLibvirt()
@@ -81,13 +76,13 @@ async def in_tree(starts: int) -> float:
 
 async def one_start(simulation: Simulation) -> tuple[Counter[str], int]:
     """Start one VM by itself; returns its calls, and how many of them followed on each other."""
-    before = simulation.calls
-    simulation.take(LATENCY_S)
+    before = simulation.inside.calls()
+    simulation.inside.take(LATENCY_S)
     began = time.perf_counter()
     await start_all(simulation.workers[:1], simulation.builds(1))
     took = time.perf_counter() - began
-    calls: Counter[str] = sum(calls_of(before, simulation.calls), Counter())
-    simulation.take(0.0)
+    calls: Counter[str] = sum(calls_of(before, simulation.inside.calls()), Counter())
+    simulation.inside.take(0.0)
     await simulation.stop_all()
     return calls, min(int(took / LATENCY_S), calls.total())
 
@@ -100,18 +95,17 @@ async def latentvirt(hosts: Hosts, starts: int, profile: cProfile.Profile | None
         starts: how many.
         profile: notes what the reactor's thread does meanwhile.
     """
-    simulation = Simulation(hosts)
-    serve_as_libvirtd(simulation)
+    simulation = Simulation(hosts, CALLS_OF_CONNECTION, CALLS_OF_HOST)
     await simulation.begin(starts, start="boot")
-    each = len(simulation.inside)
+    each = len(hosts.connections)
     await start_all(simulation.workers[:each], simulation.builds(each))
-    cold = sum(not host.running() for host in simulation.inside)
+    cold = simulation.inside.running().count(0)
     if cold:
         raise SystemExit(f"{cold} of {each} hosts were passed over when each was to start one VM")
     await simulation.stop_all()
     alone, chain = await one_start(simulation)
-    before = simulation.calls
-    simulation.take(LATENCY_S)
+    before = simulation.inside.calls()
+    simulation.inside.take(LATENCY_S)
     heart = Heart()
     heart.start()
     if profile is not None:
@@ -125,9 +119,9 @@ async def latentvirt(hosts: Hosts, starts: int, profile: cProfile.Profile | None
     heart.stop()
     if simulation.running != starts:
         raise SystemExit(f"only {simulation.running} of {starts} VMs run")
-    by_host = calls_of(before, simulation.calls)
-    busiest = [host.trouble.served.most_busy for host in simulation.inside]
-    simulation.take(0.0)
+    by_host = calls_of(before, simulation.inside.calls())
+    busiest = simulation.inside.most_busy()
+    simulation.inside.take(0.0)
     await simulation.stop_all()
     loads = [(calls.total(), threads) for calls, threads in zip(by_host, busiest, strict=True)]
     peers = await threads_and_sleeps(loads)

@@ -46,8 +46,8 @@ async def with_latentvirt() -> tuple[list[float], int]:
     """Start and stop all workers once; returns the beats' lateness and how many libvirt calls it took."""
     simulation = Simulation(Hosts(Connection("qemu:///system")))
     await simulation.begin(WORKERS)
-    before = sum(map(len, simulation.calls))
-    simulation.take(LATENCY_S)
+    before = sum(map(len, simulation.inside.calls()))
+    simulation.inside.take(LATENCY_S)
     heart = Heart()
     heart.start()
     builds = simulation.builds(WORKERS)
@@ -58,7 +58,7 @@ async def with_latentvirt() -> tuple[list[float], int]:
         raise SystemExit(f"only {simulation.running} of {WORKERS} VMs run")
     await simulation.stop_all()
     heart.stop()
-    calls = sum(map(len, simulation.calls)) - before
+    calls = sum(map(len, simulation.inside.calls())) - before
     await simulation.end()
     return heart.late_ms, calls
 

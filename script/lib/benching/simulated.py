@@ -17,19 +17,16 @@ from typing import Any
 from buildbot.util.service import MasterService
 from twisted.internet import defer, reactor
 
+from benching.farside import BASE, IMAGES, FarSide
 from latentvirt.hosts import Hosts
 from latentvirt.master.arguments import read_arguments
 from latentvirt.master.hub import Hub
 from latentvirt.master.worker import LibVirtWorker
-from latentvirt.testing import FakeLibvirt
 
 LATENCY_S = 0.2
 """How long each call takes that crosses the wire."""
 BEAT_S = 0.005
 SETTLE_S = 0.02
-IMAGES = "/images"
-BASE = f"{IMAGES}/base.qcow2"
-POOL = f"<pool type='dir'><name>images</name><target><path>{IMAGES}</path></target></pool>"
 MEMORY_MIB = 64
 
 
@@ -125,16 +122,22 @@ class Build:
 
 
 class Simulation:
-    """Hosts of the fake, and a master with workers on them; the hosts have the base image.
+    """Hosts of the fake in a process of their own, and a master here with workers on them.
 
     Args:
         hosts: as a person names them.
+        calls_of_connection: how many calls of one connection each host serves at a time; None for no limit.
+        calls_of_host: the same of all.
     """
 
-    def __init__(self, hosts: Hosts) -> None:
+    def __init__(
+        self, hosts: Hosts, calls_of_connection: int | None = None, calls_of_host: int | None = None
+    ) -> None:
         self.hosts = hosts
-        self.fake = FakeLibvirt()
-        self.inside = [self.fake.inspect(connection.uri) for connection in hosts.connections]
+        self.far = FarSide()
+        self.inside = self.far.inside
+        uris = [connection.uri for connection in hosts.connections]
+        self.inside.prepare(uris, calls_of_connection, calls_of_host)
         self.workers: list[LibVirtWorker] = []
         self._hub: Hub
         self._builds = 0
@@ -146,13 +149,10 @@ class Simulation:
             workers: how many.
             ours: arguments of latentvirt's.
         """
-        for host in self.inside:
-            host.add_file(BASE)
-            self.fake.open(host.uri).storagePoolCreateXML(POOL, 0)
         master = Master()
         await master.startService()
         self._hub = await Hub.getService(master)
-        self._hub.driver = self.fake
+        self._hub.driver = self.far
         for number in range(workers):
             arguments = {"connection": self.hosts, "base_image": BASE, "size": {"memory": MEMORY_MIB}, **ours}
             worker = LibVirtWorker(f"bench{number}", "password", **arguments)
@@ -164,11 +164,6 @@ class Simulation:
         await self._hub.expect(self.hosts, IMAGES)
         await self.settle()
 
-    def take(self, latency_s: float) -> None:
-        """Let each call take so long from now on."""
-        for host in self.inside:
-            host.trouble.latency_s = latency_s
-
     def builds(self, count: int) -> list[Build]:
         """Make builds that have not been started before."""
         self._builds += count
@@ -177,12 +172,7 @@ class Simulation:
     @property
     def running(self) -> int:
         """How many VMs there are on all hosts."""
-        return sum(len(host.running()) for host in self.inside)
-
-    @property
-    def calls(self) -> list[list[str]]:
-        """The calls so far, by host."""
-        return [host.trouble.calls for host in self.inside]
+        return sum(self.inside.running())
 
     async def stop_all(self) -> None:
         """Stop all workers' VMs, and wait until they are gone."""
@@ -197,9 +187,10 @@ class Simulation:
             await pause(SETTLE_S)
 
     async def end(self) -> None:
-        """Close the connections."""
-        self.take(0.0)
+        """Close the connections, and end the hosts."""
+        self.inside.take(0.0)
         await self._hub.stopService()
+        self.far.end()
 
 
 async def pause(seconds: float) -> None:
