@@ -12,7 +12,8 @@ from twisted.internet import defer
 from latentvirt.config import Connection
 from latentvirt.errors import HostError, HostTimeout, HostUnreachable
 from latentvirt.host import Condition, Deadlines, DomainNews, Host
-from latentvirt.host.link import CALLS_AT_A_TIME, RECONNECT_PAUSE_S
+from latentvirt.host.link import CALLS_AT_A_TIME
+from latentvirt.host.watching import RECONNECT_PAUSE_S
 from latentvirt.testing import FakeLibvirt
 from reactorthread import Heard, on_reactor, run, start
 
@@ -188,8 +189,8 @@ def test_a_host_that_stays_away_is_told_to_those_who_watch(
     fake: FakeLibvirt, hosts: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A host that does not come back in time is reported lost; when it returns, the truth follows."""
-    monkeypatch.setattr("latentvirt.host.link.LOST_AFTER_S", 0.2)
-    monkeypatch.setattr("latentvirt.host.link.RECONNECT_PAUSE_S", 0.05)
+    monkeypatch.setattr("latentvirt.host.watching.LOST_AFTER_S", 0.2)
+    monkeypatch.setattr("latentvirt.host.watching.RECONNECT_PAUSE_S", 0.05)
     host = hosts()
     created = run(host.create(XML, name="guest"))
     news: Heard[DomainNews] = Heard()
@@ -208,7 +209,7 @@ def test_a_host_that_opens_and_answers_nothing_is_asked_with_pauses(
 ) -> None:
     """A host that lets us in and then breaks off each time is not opened again without a pause."""
     pauses = Heard[float]()
-    pause = "latentvirt.host.link.Link._pause"
+    pause = "latentvirt.host.watching.Watches._pause"
 
     async def note(link: Any, seconds: float) -> None:
         pauses(seconds)

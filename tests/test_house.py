@@ -35,7 +35,7 @@ FLOORS = (
     {"aliases", "hosts"},
     {"config"},
     {"labels"},
-    {"errors", "showing", "_version"},
+    {"errors", "flights", "showing", "_version"},
 )
 FRONT_DOOR = "latentvirt"
 """The package's own __init__.py, which shows people what they import."""

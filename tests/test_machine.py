@@ -138,11 +138,9 @@ def test_a_start_and_a_stop(scene: Scene) -> None:
 
 STEPS = [
     "open",
-    "lookupByName",
     "getCapabilities",
     "storagePoolLookupByName",
     "pool.createXML",
-    "volume.path",
     "createXML",
     "domain.XMLDesc",
     "domain.openConsole",

@@ -149,6 +149,7 @@ def check_flavors(flavors: Iterable[object]) -> None:
 
 
 EMBED_SCHEME = "qemu"
+TEST_SCHEME = "test"
 EMBED_PATH = "/embed"
 
 DRIVERS = frozenset(
@@ -310,6 +311,11 @@ class Connection:
         """Whether QEMU's driver runs inside our own process: no daemon, no storage and network drivers."""
         parts = urlsplit(self.uri)
         return parts.scheme == EMBED_SCHEME and not parts.netloc and parts.path == EMBED_PATH
+
+    @property
+    def is_in_process(self) -> bool:
+        """Whether the driver runs inside our own process: embed, and libvirt's test driver."""
+        return self.is_embed or urlsplit(self.uri).scheme == TEST_SCHEME
 
     @property
     def is_local(self) -> bool:

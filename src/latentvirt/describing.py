@@ -68,7 +68,7 @@ async def describe(host: Host, spec: MachineSpec) -> str:
 
 async def clear_place(
     host: Host, spec: MachineSpec, ownership: Ownership, claimed: Callable[[str], bool]
-) -> None:
+) -> bool:
     """End what an earlier start of ours left under the domain's name.
 
     Args:
@@ -77,13 +77,16 @@ async def clear_place(
         ownership: whose it will be.
         claimed: tells of a start's id whether a build has its VM.
 
+    Returns:
+        Whether there was anything of an earlier start.
+
     Raises:
         ForeignDomain: what is there is not ours to end; it was left alone.
     """
     name = domain_in(spec, ownership.owner, ownership.slot)
     there = await host.domain(name)
-    if there is None:
-        return
+    if there is None or there.ownership == ownership:
+        return False
     if there.active:
         held = there.ownership
         if held is None or (held.owner, held.slot) != (ownership.owner, ownership.slot):
@@ -108,3 +111,4 @@ async def clear_place(
             domain=name,
             remedy="leave xml= and size= out to use it, or undefine it, or give yours another name",
         )
+    return there.active

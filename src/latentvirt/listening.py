@@ -130,12 +130,24 @@ class Listening:
             channel: whether it has the channel.
         """
         self._open = True
+        opening = []
         if console:
-            self._console = await self._host.open_console(uuid, self._on_console, lambda: None)
+            opening.append(self._open_console(uuid))
         else:
             self._listener.console(["[latentvirt: this domain has no serial console that could be shown]"])
         if channel:
-            self._channel = await self._host.open_channel(uuid, CHANNEL_PORT, self._on_channel, lambda: None)
+            opening.append(self._open_channel(uuid))
+        # At once: where the host is far away, each costs a while. Both are waited for, whatever comes of one.
+        opened = await defer.DeferredList(map(defer.ensureDeferred, opening), consumeErrors=True)
+        for good, result in opened:
+            if not good:
+                raise result.value  # type: ignore[attr-defined]
+
+    async def _open_console(self, uuid: str) -> None:
+        self._console = await self._host.open_console(uuid, self._on_console, lambda: None)
+
+    async def _open_channel(self, uuid: str) -> None:
+        self._channel = await self._host.open_channel(uuid, CHANNEL_PORT, self._on_channel, lambda: None)
 
     async def open_again(self, uuid: str) -> None:
         """Attach once more, after the streams ended with a connection to the host, which is back now.

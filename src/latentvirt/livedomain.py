@@ -79,7 +79,8 @@ class LiveDomain:
     async def boot(self) -> None:
         """Create it, paused before its first instruction, and attach to it."""
         plan = self.plan
-        await self._clear_place()
+        if plan.spec.kind == "xml":
+            await self._clear_place()  # libvirt would take it for the new description of a defined domain
         overlays, vars_path = await self.step("overlay", self._make_files())
         xml = self._rewritten(plan.xml, self._new_uuid(), overlays, vars_path)
         created = await self.step("create", self._create(xml, fresh_vars=vars_path is not None))
@@ -127,8 +128,8 @@ class LiveDomain:
         await self.step("resume", self.host.resume(self.uuid))
         self.resumed = True
 
-    async def _clear_place(self) -> None:
-        await clear_place(self.host, self.plan.spec, self.ownership, self.claimed)
+    async def _clear_place(self) -> bool:
+        return await clear_place(self.host, self.plan.spec, self.ownership, self.claimed)
 
     # Files
 
@@ -168,18 +169,27 @@ class LiveDomain:
 
     async def _create(self, xml: str, *, fresh_vars: bool) -> Created:
         self._undo.append(self._destroy)
+
+        async def create() -> Created:
+            return await self.host.create(
+                xml, name=self.name, fresh_vars=fresh_vars, ownership=self.ownership
+            )
+
         try:
-            return await self.host.create(xml, name=self.name, fresh_vars=fresh_vars)
+            return await create()
         except HostUnreachable:
             raise
         except HostError as error:
+            # Nearly always the place is free, so it is looked at only now.
+            if await self._clear_place():
+                return await create()
             await self._explain(error)
             raise
 
     async def _restore(self, memory: str, xml: str) -> Created:
         self._undo.append(self._destroy)
         try:
-            return await self.host.restore(memory, xml, name=self.name)
+            return await self.host.restore(memory, xml, name=self.name, ownership=self.ownership)
         except HostUnreachable:
             raise
         except HostError as error:
@@ -190,9 +200,7 @@ class LiveDomain:
 
     async def _destroy(self) -> None:
         """End the domain if it is this start's: another's of the same UUID may run by now."""
-        there = await self.host.domain(self.name)
-        if there is not None and there.active and there.ownership == self.ownership:
-            await self.host.destroy(there.uuid)
+        await self.host.destroy(self.uuid, only=self.ownership)
 
     async def _explain_place(self, error: HostError) -> None:
         """Find out whether the name was taken meanwhile; libvirt's codes do not tell."""
@@ -205,7 +213,6 @@ class LiveDomain:
             ) from error
 
     async def _explain(self, error: HostError) -> None:
-        await self._explain_place(error)
         base_image = self.plan.spec.base_image
         if base_image is not None and self.host.connection.is_local:
             blocked = await self.host.run_local("look at the image's path", lambda: what_blocks([base_image]))

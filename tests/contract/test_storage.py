@@ -59,6 +59,20 @@ def test_two_that_prepare_at_once(backend: Backend, host: Host, storage: Storage
         run(at_once())
 
 
+def test_a_pool_that_somebody_made_anew_is_ours_all_the_same(backend: Backend, storage: Storage) -> None:
+    """When our pool was ended and made again behind us, under its name, files are made in it as before."""
+    if isinstance(backend, Embed):
+        pytest.skip("there are no pools")
+    run(storage.create_overlay(NAME, _base(backend), 4 * MIB))
+    person = backend.direct()
+    pool = person.storagePoolLookupByName(pool_name(OWNER, backend.images))
+    pool.destroy()
+    target = f"<target><path>{storage.directory}</path></target>"
+    person.storagePoolCreateXML(f"<pool type='dir'><name>{pool.name()}</name>{target}</pool>", 0)
+    run(storage.create_empty(VARS))
+    assert sorted(run(storage.names())) == sorted([str(NAME), str(VARS)])
+
+
 def test_an_overlay_is_made_and_deleted(backend: Backend, storage: Storage) -> None:
     """An overlay lies in our directory, has the format, size and backing asked for, and goes when told."""
     path = run(storage.create_overlay(NAME, _base(backend), 4 * MIB))

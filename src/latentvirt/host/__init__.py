@@ -4,7 +4,6 @@ from latentvirt.host.deadlines import Deadlines
 from latentvirt.host.driver import Driver, LibvirtDriver
 from latentvirt.host.hauling import Haul
 from latentvirt.host.host import Host
-from latentvirt.host.link import Watch
 from latentvirt.host.streams import ByteStream
 from latentvirt.host.views import (
     Condition,
@@ -17,6 +16,7 @@ from latentvirt.host.views import (
     Node,
     Versions,
 )
+from latentvirt.host.watching import Watch
 
 __all__ = [
     "ByteStream",

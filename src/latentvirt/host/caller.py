@@ -11,6 +11,7 @@ from latentvirt.capabilities import HostCapabilities
 from latentvirt.config import Connection
 from latentvirt.host.deadlines import Deadlines
 from latentvirt.host.driver import Driver, LibvirtDriver
+from latentvirt.host.further import MOST_CONNECTIONS
 from latentvirt.host.hauling import Haul, Haulage
 from latentvirt.host.link import Link
 from latentvirt.host.probe import probe
@@ -35,7 +36,9 @@ class Caller:
         self.reactor = reactor
         self._deadlines = deadlines or Deadlines()
         driver = driver or LibvirtDriver()
-        self._link = Link(connection.uri, reactor, driver, self._deadlines)
+        # Drivers inside our own process serve any number of calls; embed may be opened a few times only.
+        most = 1 if connection.is_in_process else MOST_CONNECTIONS
+        self._link = Link(connection.uri, reactor, driver, self._deadlines, most)
         self._haulage = Haulage(connection.uri, reactor, driver)
         self._capabilities: HostCapabilities | None = None
         self._asked_on = 0
@@ -91,7 +94,25 @@ class Caller:
         late: Callable[[T], object] | None = None,
     ) -> T:
         return await self._link.call(
-            what, do, deadline_s=deadline_s or self._deadlines.call, domain=domain, late=late
+            what,
+            lambda opened: do(opened.connection),
+            deadline_s=deadline_s or self._deadlines.call,
+            domain=domain,
+            late=late,
+        )
+
+    async def _on_domain(
+        self,
+        what: str,
+        uuid: str,
+        do: Callable[[Any], T],
+        *,
+        deadline_s: float | None = None,
+        domain: str = "",
+        late: Callable[[T], object] | None = None,
+    ) -> T:
+        return await self._link.on_domain(
+            what, uuid, do, deadline_s=deadline_s or self._deadlines.call, domain=domain, late=late
         )
 
     async def capabilities(self) -> HostCapabilities:

@@ -7,22 +7,21 @@ from typing import Any
 
 import libvirt
 
-from latentvirt.errors import HostError, LatentvirtError, NotFound
+from latentvirt.errors import HostError, HostUnreachable, LatentvirtError, NotFound
 from latentvirt.host import domains
 from latentvirt.host.codes import GONE, news_from_state
-from latentvirt.host.link import Watch
 from latentvirt.host.memory import MemoryVerbs
 from latentvirt.host.streams import ByteStream
-from latentvirt.host.usage import UsageVerbs
 from latentvirt.host.views import Created, DomainNews, DomainView
 from latentvirt.host.volumes import VolumeVerbs
+from latentvirt.host.watching import Watch
 from latentvirt.host.xmlread import read
 from latentvirt.names import Ownership
 
 WRITE_TRIES = 100
 
 
-class Host(MemoryVerbs, UsageVerbs, VolumeVerbs):
+class Host(MemoryVerbs, VolumeVerbs):
     """Speak with one libvirt host; it lives as long as somebody names it.
 
     Every method has a deadline and raises `HostError` or one of its kinds. All are for the reactor's thread.
@@ -64,13 +63,16 @@ class Host(MemoryVerbs, UsageVerbs, VolumeVerbs):
             "read the domain's definition", lambda c: str(c.lookupByName(name).XMLDesc(flags)), domain=name
         )
 
-    async def create(self, xml: str, *, name: str, fresh_vars: bool = False) -> Created:
+    async def create(
+        self, xml: str, *, name: str, fresh_vars: bool = False, ownership: Ownership | None = None
+    ) -> Created:
         """Create a domain, paused before its first instruction, and read back what came of it.
 
         Args:
             xml: the domain's description; a persistent definition of the same name and UUID stays as it is.
             name: the domain's name, for messages.
             fresh_vars: fill the UEFI variables from their template, although the file exists.
+            ownership: what the description says of it, so that nobody need ask for it again.
         """
         flags = libvirt.VIR_DOMAIN_START_PAUSED
         if fresh_vars:
@@ -82,15 +84,16 @@ class Host(MemoryVerbs, UsageVerbs, VolumeVerbs):
         domain = await self._call(
             "create the domain", create, deadline_s=self._deadlines.create, domain=name, late=domains.destroy
         )
-        return await self._call("read the domain back", lambda _: domains.read_back(domain), domain=name)
+        uuid = self._keep(domain, ownership)
+        return await self._on_domain("read the domain back", uuid, domains.read_back, domain=name)
 
     async def resume(self, uuid: str) -> None:
         """Let a paused domain run."""
-        await self._call("resume the domain", lambda c: c.lookupByUUIDString(uuid).resume())
+        await self._on_domain("resume the domain", uuid, lambda domain: domain.resume())
 
     async def shut_down(self, uuid: str) -> None:
         """Ask the guest to power itself off, as its power button does; returns at once."""
-        await self._call("shut the guest down", lambda c: c.lookupByUUIDString(uuid).shutdown())
+        await self._on_domain("shut the guest down", uuid, lambda domain: domain.shutdown())
 
     async def destroy(
         self, uuid: str, *, only: Ownership | None = None, deadline_s: float | None = None
@@ -103,30 +106,31 @@ class Host(MemoryVerbs, UsageVerbs, VolumeVerbs):
             deadline_s: seconds that it may take.
         """
 
-        def end(connection: Any) -> None:
-            try:
-                domain = connection.lookupByUUIDString(uuid)
-            except libvirt.libvirtError as error:
-                if error.get_error_code() == libvirt.VIR_ERR_NO_DOMAIN:
-                    return
-                raise
+        def end(domain: Any) -> None:
             if only is None or domains.ownership(domain) == only:
                 domains.destroy(domain)
 
-        await self._call("destroy the domain", end, deadline_s=deadline_s or self._deadlines.create)
+        try:
+            await self._on_domain(
+                "destroy the domain", uuid, end, deadline_s=deadline_s or self._deadlines.create
+            )
+        except HostUnreachable:
+            raise
+        except HostError as error:
+            if error.code != libvirt.VIR_ERR_NO_DOMAIN:
+                raise
+        self._link.forget(uuid)
 
     async def news(self, uuid: str) -> DomainNews:
         """Say how a domain fares now."""
         try:
-            return await self._call(
-                "look at the domain", lambda c: news_from_state(c.lookupByUUIDString(uuid))
-            )
+            return await self._on_domain("look at the domain", uuid, news_from_state)
         except NotFound:
             return GONE
 
     def watch(self, uuid: str, tell: Callable[[DomainNews], object]) -> Watch:
         """Hear what becomes of a domain: by events, and by a look after every reconnect."""
-        return self._link.watch(uuid, tell)
+        return self._link.watches.add(uuid, tell)
 
     # Streams
 
@@ -169,15 +173,14 @@ class Host(MemoryVerbs, UsageVerbs, VolumeVerbs):
         on_data: Callable[[bytes], object],
         on_end: Callable[[], object],
     ) -> ByteStream:
-        def open_it(connection: Any) -> ByteStream:
-            domain = connection.lookupByUUIDString(uuid)
-            stream = connection.newStream(libvirt.VIR_STREAM_NONBLOCK)
+        def open_it(domain: Any) -> ByteStream:
+            stream = domain.connect().newStream(libvirt.VIR_STREAM_NONBLOCK)
             attach(domain, stream)
             bytes_ = ByteStream(stream, self.reactor, on_data, on_end)
             bytes_.begin()
             return bytes_
 
-        return await self._call(what, open_it, late=ByteStream.close)
+        return await self._on_domain(what, uuid, open_it, late=ByteStream.close)
 
     async def write(self, stream: ByteStream, data: bytes) -> None:
         """Write bytes to a stream of this host's, all of them.

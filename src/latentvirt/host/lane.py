@@ -22,12 +22,28 @@ T = TypeVar("T")
 
 
 @attrs.define(eq=False)
+class Seat:
+    """One connection's share of a lane.
+
+    Args:
+        connection: what calls that run there are given; None for the first seat, which is always there.
+    """
+
+    connection: Any = None
+    threads: int = 0
+    free: list[_Place] = attrs.field(factory=list)
+    overdue: int = 0
+    """How many of its calls have passed their deadline and not come back."""
+
+
+@attrs.define(eq=False)
 class _Job(Generic[T]):
     what: str
-    call: Callable[[], T]
+    call: Callable[[Any], T]
     deadline_s: float
     done: defer.Deferred[T]
     late: Callable[[T], object] | None
+    on: Seat | None
     timer: Any = None
 
 
@@ -35,7 +51,8 @@ class _Job(Generic[T]):
 class _Place:
     """One thread and the line to it; a job is put there only when the thread is free."""
 
-    inbox: SimpleQueue[_Job[Any]] = attrs.field(factory=SimpleQueue)
+    seat: Seat
+    inbox: SimpleQueue[_Job[Any] | None] = attrs.field(factory=SimpleQueue)
 
 
 class Lane:
@@ -46,22 +63,56 @@ class Lane:
     Args:
         name: of the host, for messages and thread names.
         reactor: a Twisted reactor (IReactorTime, IReactorFromThreads).
-        places: how many calls may be under way at a time.
+        places: how many calls may be under way at a time, for each seat.
     """
 
     def __init__(self, name: str, reactor: Any, places: int) -> None:
         self._name = name
         self._reactor = reactor
         self._places = places
-        self._threads = 0
-        self._free: list[_Place] = []
+        self._begun = 0
         self._waiting: deque[_Job[Any]] = deque()
-        self._overdue = 0
+        self.first = Seat()
+        self._seats = [self.first]
 
     @property
     def overdue(self) -> int:
         """How many calls have passed their deadline and not come back."""
-        return self._overdue
+        return sum(seat.overdue for seat in self._seats)
+
+    @property
+    def crowded(self) -> bool:
+        """Whether calls wait in line."""
+        return bool(self._waiting)
+
+    # Seats
+
+    def add(self, connection: Any) -> Seat:
+        """Make room for as many more calls, over one more connection.
+
+        Args:
+            connection: what they are given.
+        """
+        seat = Seat(connection)
+        self._seats.append(seat)
+        self._dispatch()
+        return seat
+
+    def remove(self, seat: Seat) -> None:
+        """Begin no more calls over a connection; its threads end when theirs have come back.
+
+        Args:
+            seat: what `add` returned.
+        """
+        self._seats.remove(seat)
+        while seat.free:
+            seat.free.pop().inbox.put(None)
+
+    def is_idle(self, seat: Seat) -> bool:
+        """Say whether no call is under way over a connection."""
+        return seat.threads == len(seat.free)
+
+    # Calls
 
     def run(
         self,
@@ -71,23 +122,36 @@ class Lane:
         deadline_s: float,
         late: Callable[[T], object] | None = None,
     ) -> defer.Deferred[T]:
-        """Run a call on a thread of ours.
+        """Run a call on a thread of ours; see `run_seated`."""
+        return self.run_seated(what, lambda _: call(), deadline_s=deadline_s, late=late)
+
+    def run_seated(
+        self,
+        what: str,
+        call: Callable[[Any], T],
+        *,
+        deadline_s: float,
+        late: Callable[[T], object] | None = None,
+        on: Seat | None = None,
+    ) -> defer.Deferred[T]:
+        """Run a call on a thread of ours, over whichever connection is free first.
 
         Args:
             what: what is being tried, for messages.
-            call: runs on the thread.
+            call: runs on the thread; takes its seat's connection.
             deadline_s: seconds from when a thread takes the call up.
             late: is given, in the thread, a result that comes after the deadline, to undo it.
+            on: the seat that it is best done on, if that is there and not stuck.
 
         Returns:
             A Deferred of the call's result; it fails with what the call raises, or with HostTimeout.
         """
-        job: _Job[T] = _Job(what, call, deadline_s, defer.Deferred(), late)
-        if self._overdue >= self._places:
+        job: _Job[T] = _Job(what, call, deadline_s, defer.Deferred(), late, on)
+        if self._all_stuck:
             job.done.errback(
                 Failure(
                     self._timeout(
-                        f"was not asked to {what}: {self._places} earlier calls to it have not come back"
+                        f"was not asked to {what}: {self.overdue} earlier calls to it have not come back"
                     )
                 )
             )
@@ -102,6 +166,13 @@ class Lane:
         for job in waiting:
             job.done.errback(Failure(reason))
 
+    def _is_stuck(self, seat: Seat) -> bool:
+        return seat.overdue >= self._places
+
+    @property
+    def _all_stuck(self) -> bool:
+        return all(map(self._is_stuck, self._seats))
+
     def _timeout(self, what: str) -> HostTimeout:
         return HostTimeout(
             what,
@@ -110,35 +181,56 @@ class Lane:
         )
 
     def _dispatch(self) -> None:
-        while self._waiting and (self._free or self._threads < self._places):
-            place = self._free.pop() if self._free else self._new_place()
+        still_waiting: deque[_Job[Any]] = deque()
+        while self._waiting and any(map(self._has_place, self._seats)):
             job = self._waiting.popleft()
-            job.timer = self._reactor.callLater(job.deadline_s, self._passed_deadline, job)
+            place = self._place_for(job)
+            if place is None:
+                still_waiting.append(job)
+                continue
+            job.timer = self._reactor.callLater(job.deadline_s, self._passed_deadline, place.seat, job)
             place.inbox.put(job)
+        self._waiting.extendleft(reversed(still_waiting))
 
-    def _new_place(self) -> _Place:
-        place = _Place()
-        self._threads += 1
+    def _has_place(self, seat: Seat) -> bool:
+        return bool(seat.free) or seat.threads < self._places
+
+    def _place_for(self, job: _Job[Any]) -> _Place | None:
+        wanted = job.on
+        if wanted is not None and wanted in self._seats and not self._is_stuck(wanted):
+            fitting = [wanted]
+        else:
+            fitting = self._seats
+        for seat in fitting:
+            if seat.free:
+                return seat.free.pop()
+            if seat.threads < self._places:
+                return self._new_place(seat)
+        return None
+
+    def _new_place(self, seat: Seat) -> _Place:
+        place = _Place(seat)
+        seat.threads += 1
+        self._begun += 1
         threading.Thread(
-            target=self._serve, args=(place,), name=f"latentvirt {self._name} {self._threads}", daemon=True
+            target=self._serve, args=(place,), name=f"latentvirt {self._name} {self._begun}", daemon=True
         ).start()
         return place
 
-    def _passed_deadline(self, job: _Job[Any]) -> None:
+    def _passed_deadline(self, seat: Seat, job: _Job[Any]) -> None:
         job.timer = None
-        self._overdue += 1
+        seat.overdue += 1
         job.done.errback(
             Failure(self._timeout(f"did not answer within {job.deadline_s:g} s when asked to {job.what}"))
         )
-        if self._overdue >= self._places:
+        if self._all_stuck:
             self.fail_waiting(self._timeout("does not answer any more: every call to it is overdue"))
 
     def _serve(self, place: _Place) -> None:
-        while True:
-            job = place.inbox.get()
+        while (job := place.inbox.get()) is not None:
             result: Any
             try:
-                result = job.call()
+                result = job.call(place.seat.connection)
             except BaseException as error:  # whatever it is, it belongs to the caller, not to this thread
                 result = Failure(error)
             self._reactor.callFromThread(self._returned, place, job, result)
@@ -146,23 +238,28 @@ class Lane:
 
     def _returned(self, place: _Place, job: _Job[Any], result: Any) -> None:
         if job.timer is None:
-            self._overdue -= 1
+            place.seat.overdue -= 1
         else:
             job.timer.cancel()
             if not job.done.called:
-                self._free.append(place)
-                self._dispatch()
+                self._is_free(place)
                 job.done.callback(result)
                 return
         # Its caller does not wait any more: the deadline has passed, or the Deferred was cancelled.
         if job.late is not None and not isinstance(result, Failure):
             late, value = job.late, result
             place.inbox.put(
-                attrs.evolve(job, call=lambda: late(value), late=None, done=_ignored(), timer=_never())
+                attrs.evolve(job, call=lambda _: late(value), late=None, done=_ignored(), timer=_never())
             )
             return
-        self._free.append(place)
-        self._dispatch()
+        self._is_free(place)
+
+    def _is_free(self, place: _Place) -> None:
+        if place.seat in self._seats:
+            place.seat.free.append(place)
+            self._dispatch()
+        else:
+            place.inbox.put(None)
 
 
 def _ignored() -> defer.Deferred[Any]:

@@ -7,20 +7,21 @@ from typing import Any
 import libvirt
 
 from latentvirt.host import domains
-from latentvirt.host.caller import Caller
 from latentvirt.host.codes import UNSUPPORTED
+from latentvirt.host.usage import UsageVerbs
 from latentvirt.host.views import Created, MemoryView, Versions
+from latentvirt.names import Ownership
 
 KIB_PER_MIB = 1024
 BYTES_PER_MIB = 1024 * KIB_PER_MIB
 
 
-class MemoryVerbs(Caller):
+class MemoryVerbs(UsageVerbs):
     """The part of `Host` that deals with memory."""
 
     async def pause(self, uuid: str) -> None:
         """Let a domain stand still, its memory kept."""
-        await self._call("pause the domain", lambda c: c.lookupByUUIDString(uuid).suspend())
+        await self._on_domain("pause the domain", uuid, lambda domain: domain.suspend())
 
     async def save(self, uuid: str, path: str, *, name: str = "") -> None:
         """Write a domain's memory to a file, and end the domain.
@@ -33,9 +34,10 @@ class MemoryVerbs(Caller):
             name: the domain's name, for messages.
         """
         flags = libvirt.VIR_DOMAIN_SAVE_PAUSED
-        await self._call(
+        await self._on_domain(
             f"save the domain to {path}",
-            lambda c: c.lookupByUUIDString(uuid).saveFlags(path, None, flags),
+            uuid,
+            lambda domain: domain.saveFlags(path, None, flags),
             deadline_s=self._deadlines.save,
             domain=name,
         )
@@ -47,13 +49,14 @@ class MemoryVerbs(Caller):
             f"read the saved domain in {path}", lambda c: str(c.saveImageGetXMLDesc(path, flags))
         )
 
-    async def restore(self, path: str, xml: str, *, name: str) -> Created:
+    async def restore(self, path: str, xml: str, *, name: str, ownership: Ownership | None = None) -> Created:
         """Restore a saved domain, paused where it was saved, and read back what came of it.
 
         Args:
             path: of the file that it was saved to; it stays as it is.
             xml: the domain's description; its name, UUID and devices must be those that were saved.
             name: the domain's name.
+            ownership: as for `Host.create`.
         """
 
         def restore(connection: Any) -> tuple[Any, Created]:
@@ -66,13 +69,14 @@ class MemoryVerbs(Caller):
                 domains.destroy(domain)
                 raise
 
-        _, created = await self._call(
+        domain, created = await self._call(
             f"restore the domain from {path}",
             restore,
             deadline_s=self._deadlines.save,
             domain=name,
             late=lambda result: domains.destroy(result[0]),
         )
+        self._keep(domain, ownership)
         return created
 
     async def versions(self) -> Versions:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable, Mapping
 from functools import partial
-from typing import Any
+from typing import Any, TypeVar
 
 import attrs
 import libvirt
@@ -13,6 +13,7 @@ import libvirt
 from latentvirt.errors import HostUnreachable
 from latentvirt.host.driver import Driver
 
+T = TypeVar("T")
 logger = logging.getLogger(__name__)
 
 
@@ -22,6 +23,27 @@ class Opened:
 
     connection: Any
     events: tuple[int, ...]
+    _pools: dict[str, Any] = attrs.field(init=False, factory=dict)
+
+    def in_pool(self, name: str, do: Callable[[Any], T]) -> T:
+        """Do something with a storage pool, which is looked for by name once; blocks, for a thread.
+
+        Args:
+            name: of the pool.
+            do: takes the virStoragePool; called again if the one that was known is gone.
+        """
+        known = self._pools.get(name)
+        if known is not None:
+            try:
+                return do(known)
+            except libvirt.libvirtError as error:
+                if error.get_error_code() != libvirt.VIR_ERR_NO_STORAGE_POOL:
+                    raise
+                self._pools.pop(name, None)
+        pool = self.connection.storagePoolLookupByName(name)
+        result = do(pool)
+        self._pools[name] = pool
+        return result
 
     def close(self) -> None:
         """Close it; blocks, for a thread, as long as the far end is mute."""

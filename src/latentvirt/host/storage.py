@@ -115,58 +115,54 @@ def _active_pools(connection: Any) -> Iterator[tuple[Any, str]]:
         yield pool, text_at(xml, "target/path") or ""
 
 
-def list_volumes(connection: Any, pool: str) -> list[str]:
+def list_volumes(pool: Any) -> list[str]:
     """List a pool's volumes by name, as the directory holds them now; see `Host.volumes`."""
-    found = connection.storagePoolLookupByName(pool)
     try:
-        found.refresh(0)
+        pool.refresh(0)
     except libvirt.libvirtError as error:
         # "has asynchronous jobs running" has no code of its own; if it is worse, the list fails, too.
         if error.get_error_code() != libvirt.VIR_ERR_INTERNAL_ERROR:
             raise
-    return [str(name) for name in found.listVolumes()]
+    return [str(name) for name in pool.listVolumes()]
 
 
-def room(connection: Any, pool: str) -> int:
+def room(pool: Any) -> int:
     """Say how many bytes are free where a pool lies, as of now."""
-    found = connection.storagePoolLookupByName(pool)
     try:
-        found.refresh(0)
+        pool.refresh(0)
     except libvirt.libvirtError as error:
         if error.get_error_code() != libvirt.VIR_ERR_INTERNAL_ERROR:
             raise  # else somebody is making a volume there, and it is what libvirt knows of
-    return int(found.info()[_AVAILABLE])
+    return int(pool.info()[_AVAILABLE])
 
 
-def delete_volume(connection: Any, pool: str, name: str) -> None:
+def delete_volume(pool: Any, name: str) -> None:
     """Delete a volume; one that is not there is done already."""
     try:
-        connection.storagePoolLookupByName(pool).storageVolLookupByName(name).delete(0)
+        pool.storageVolLookupByName(name).delete(0)
     except libvirt.libvirtError as error:
         if error.get_error_code() != libvirt.VIR_ERR_NO_STORAGE_VOL:
             raise
 
 
-def look_at_volume(connection: Any, pool: str, name: str) -> ImageView:
+def look_at_volume(pool: Any, name: str) -> ImageView:
     """Look at a volume; its format and backing are those that libvirt saw when it first saw the file."""
-    volume = connection.storagePoolLookupByName(pool).storageVolLookupByName(name)
-    return _image_view(volume)
+    return _image_view(pool.storageVolLookupByName(name))
 
 
-def copy_volume(connection: Any, pool: str, source: str, target: str, mode: str) -> str:
+def copy_volume(pool: Any, source: str, target: str, mode: str) -> str:
     """Copy a volume; returns the copy's path."""
-    found = connection.storagePoolLookupByName(pool)
-    original = found.storageVolLookupByName(source)
+    original = pool.storageVolLookupByName(source)
     format = _image_view(original).format
     xml = (
         f"<volume><name>{escape(target)}</name><capacity unit='bytes'>0</capacity><target>"
         f"<format type='{escape(format)}'/><permissions><mode>{mode}</mode></permissions></target></volume>"
     )
     try:
-        return str(found.createXMLFrom(xml, original, 0).path())
+        return str(pool.createXMLFrom(xml, original, 0).path())
     except libvirt.libvirtError as error:
         # A name that is taken has no code of its own here, so look; what fails half-way libvirt removes.
-        if target in found.listVolumes():
+        if target in pool.listVolumes():
             raise AlreadyExists(f"there is a volume {target} already") from error
         raise
 
@@ -224,31 +220,47 @@ def volume_at(connection: Any, path: str, probe_pool: str) -> Iterator[Any]:
 def _through_a_pool(connection: Any, path: str, probe_pool: str) -> Iterator[Any]:
     """Yield the volume of a file that no active pool has seen."""
     folder, name = posixpath.split(path)
-    for pool, directory in _active_pools(connection):
-        if pool.name() == probe_pool:
-            pool.destroy()  # left by a process that died while it looked
-        elif is_look_pool(pool.name()):
-            continue  # another master's; if it is on this folder, ours cannot be made, and we look again
-        elif directory == folder:
+    try:
+        pool = _make_look_pool(connection, probe_pool, path)
+    except libvirt.libvirtError:
+        # One has this folder already, or ours was left there by a process that died while it looked.
+        theirs = _in_the_way(connection, probe_pool, folder)
+        if theirs is not None:
             # Somebody's active pool has not seen the file yet; two pools on one folder would be worse.
-            pool.refresh(0)
-            yield pool.storageVolLookupByName(name)
+            theirs.refresh(0)
+            yield theirs.storageVolLookupByName(name)
             return
+        pool = _make_look_pool(connection, probe_pool, path)
+    try:
+        yield pool.storageVolLookupByName(name)
+    finally:
+        pool.destroy()
+
+
+def _make_look_pool(connection: Any, name: str, path: str) -> Any:
+    """Make a pool over a file's folder."""
     xml = (
-        f"<pool type='dir'><name>{escape(probe_pool)}</name>"
-        f"<target><path>{escape(folder)}</path></target></pool>"
+        f"<pool type='dir'><name>{escape(name)}</name>"
+        f"<target><path>{escape(posixpath.dirname(path))}</path></target></pool>"
     )
     try:
-        pool = connection.storagePoolCreateXML(xml, 0)
+        return connection.storagePoolCreateXML(xml, 0)
     except libvirt.libvirtError as error:
         if _says_no_such_file(error):
             code = error.get_error_code()
             raise NotFound(f"could not look at the image {path}: {error}", code=code) from error
         raise
-    try:
-        yield pool.storageVolLookupByName(name)
-    finally:
-        pool.destroy()
+
+
+def _in_the_way(connection: Any, probe_pool: str, folder: str) -> Any | None:
+    """Find the person's pool over a folder; one of ours that was left there goes."""
+    found = None
+    for pool, directory in _active_pools(connection):
+        if pool.name() == probe_pool:
+            pool.destroy()
+        elif directory == folder and not is_look_pool(pool.name()):
+            found = pool  # another master's is there for a moment only; then we look again
+    return found
 
 
 def _says_no_such_file(error: libvirt.libvirtError) -> bool:

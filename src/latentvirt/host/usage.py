@@ -29,14 +29,25 @@ class UsageVerbs(Caller):
         One call, and one more for each domain that was not seen before: whose it is.
         """
         # A domain's mark does not change while it runs.
-        known = self._marks
+        known = dict(self._marks)
 
         def look(connection: Any) -> tuple[DomainUse, ...]:
             return tuple(sorted(_seen(connection, known), key=lambda use: use.number))
 
         found = await self._call("see what is in use", look, deadline_s=self._deadlines.create)
-        self._marks = {(use.uuid, use.number): use.ownership for use in found}
+        seen = {(use.uuid, use.number): use.ownership for use in found}
+        # What was created since then stays known: it may not be among them.
+        created = {key: mark for key, mark in self._marks.items() if key not in known}
+        self._marks = {**created, **seen}
         return found
+
+    def _keep(self, domain: Any, ownership: Ownership | None) -> str:
+        """Keep what was learnt of a domain that was created; returns its UUID."""
+        uuid = str(domain.UUIDString())
+        self._link.keep(uuid, domain)
+        if ownership is not None:
+            self._marks[uuid, int(domain.ID())] = ownership
+        return uuid
 
     def hear_of_domains(self, tell: Callable[[str, bool], object]) -> None:
         """Hear of every domain that starts or ends on the host, whoever's it is.

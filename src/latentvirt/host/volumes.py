@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
+from typing import Any, TypeVar
 
 from latentvirt.host import storage, transfers
 from latentvirt.host.caller import Caller
 from latentvirt.host.hauling import STALL_S
 from latentvirt.host.views import ImageView
+
+T = TypeVar("T")
 
 
 class VolumeVerbs(Caller):
@@ -43,29 +45,21 @@ class VolumeVerbs(Caller):
             deadline_s=self._deadlines.storage,
         )
 
-    async def create_volume(self, pool: str, xml: str) -> str:
+    async def create_volume(self, pool: str, xml: str) -> None:
         """Create a volume.
-
-        Returns:
-            Its path on the host.
 
         Raises:
             AlreadyExists: there is one of that name.
+            NotFound: there is no such pool.
         """
-
-        def create(connection: Any) -> str:
-            return str(connection.storagePoolLookupByName(pool).createXML(xml, 0).path())
-
-        return await self._call("create a volume", create, deadline_s=self._deadlines.storage)
+        await self._in_pool("create a volume", pool, lambda p: p.createXML(xml, 0))
 
     async def volumes(self, pool: str) -> list[str]:
         """List a pool's volumes by name, as the directory holds them now.
 
         While a volume is being made libvirt does not look there; then it is what libvirt knows of.
         """
-        return await self._call(
-            "list the volumes", lambda c: storage.list_volumes(c, pool), deadline_s=self._deadlines.storage
-        )
+        return await self._in_pool("list the volumes", pool, storage.list_volumes)
 
     async def delete_volume(self, pool: str, name: str) -> None:
         """Delete a volume; one that is not there is done already.
@@ -73,11 +67,7 @@ class VolumeVerbs(Caller):
         Raises:
             NotFound: there is no such pool, so that nobody can tell.
         """
-        await self._call(
-            f"delete the volume {name}",
-            lambda c: storage.delete_volume(c, pool, name),
-            deadline_s=self._deadlines.storage,
-        )
+        await self._in_pool(f"delete the volume {name}", pool, lambda p: storage.delete_volume(p, name))
 
     async def volume(self, pool: str, name: str) -> ImageView:
         """Look at a volume of a pool that only we change: the file as it is now, its format as it was made.
@@ -85,10 +75,8 @@ class VolumeVerbs(Caller):
         Raises:
             NotFound: there is no such volume, or no such pool.
         """
-        return await self._call(
-            f"look at the volume {name}",
-            lambda c: storage.look_at_volume(c, pool, name),
-            deadline_s=self._deadlines.storage,
+        return await self._in_pool(
+            f"look at the volume {name}", pool, lambda p: storage.look_at_volume(p, name)
         )
 
     async def copy_volume(self, pool: str, source: str, target: str, *, mode: str) -> str:
@@ -107,17 +95,16 @@ class VolumeVerbs(Caller):
             NotFound: there is no such volume, or no such pool.
             AlreadyExists: there is a volume of the copy's name.
         """
-        return await self._call(
-            f"copy the volume {source}",
-            lambda c: storage.copy_volume(c, pool, source, target, mode),
-            deadline_s=self._deadlines.storage,
+        return await self._in_pool(
+            f"copy the volume {source}", pool, lambda p: storage.copy_volume(p, source, target, mode)
         )
 
     async def volume_path(self, pool: str, name: str) -> str:
         """Say where a volume of the person's lies."""
-        return await self._call(
+        return await self._in_pool(
             f"look for the volume {name} in pool {pool}",
-            lambda c: str(c.storagePoolLookupByName(pool).storageVolLookupByName(name).path()),
+            pool,
+            lambda p: str(p.storageVolLookupByName(name).path()),
         )
 
     async def image(self, path: str, *, probe_pool: str) -> ImageView:
@@ -144,8 +131,11 @@ class VolumeVerbs(Caller):
         Raises:
             NotFound: there is no such pool.
         """
-        return await self._call(
-            "look how much room there is", lambda c: storage.room(c, pool), deadline_s=self._deadlines.storage
+        return await self._in_pool("look how much room there is", pool, storage.room)
+
+    async def _in_pool(self, what: str, pool: str, do: Callable[[Any], T]) -> T:
+        return await self._link.call(
+            what, lambda opened: opened.in_pool(pool, do), deadline_s=self._deadlines.storage
         )
 
     async def upload(

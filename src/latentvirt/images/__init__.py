@@ -1,6 +1,6 @@
 """Base images that are copied to the hosts that need them: once, under the digest of what is in them."""
 
-from latentvirt.images.flights import Say, say_nothing
+from latentvirt.flights import Say, say_nothing
 from latentvirt.images.library import Library
 
 __all__ = ["Library", "Say", "say_nothing"]

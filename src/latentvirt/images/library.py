@@ -10,8 +10,8 @@ from twisted.internet import defer
 
 from latentvirt.config import Connection, Image
 from latentvirt.errors import HostUnreachable, NotFound
+from latentvirt.flights import Flights, Say, say_nothing
 from latentvirt.host import Host
-from latentvirt.images.flights import Flights, Say, say_nothing
 from latentvirt.images.reading import Changed, Identity
 from latentvirt.images.shelf import open_shelf
 from latentvirt.images.source import FileSource, Source, Sources

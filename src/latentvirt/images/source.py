@@ -13,8 +13,8 @@ import attrs
 
 from latentvirt.config import Connection, Image
 from latentvirt.errors import ImageError, NotFound
+from latentvirt.flights import Flights, Say
 from latentvirt.host import Host
-from latentvirt.images.flights import Flights, Say
 from latentvirt.images.head import HEAD_BYTES, format_of
 from latentvirt.images.reading import ON_MASTER, Changed, Identity, Reader, Spool, unreadable
 from latentvirt.images.telling import Telling

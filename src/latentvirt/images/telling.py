@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from latentvirt.config import BYTES_PER_MIB
-from latentvirt.images.flights import Say
+from latentvirt.flights import Say
 
 SAY_EVERY_S = 2.0
 

@@ -18,7 +18,7 @@ from twisted.python.failure import Failure
 
 from latentvirt.config import BYTES_PER_MIB, Image
 from latentvirt.errors import AlreadyExists, HostError, HostUnreachable, ImageError, LatentvirtError, NotFound
-from latentvirt.images.flights import Say
+from latentvirt.flights import Say
 from latentvirt.images.naming import CopyName, Listing, LockName
 from latentvirt.images.reading import Identity
 from latentvirt.images.shelf import Read, Shelf

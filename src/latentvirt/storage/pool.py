@@ -12,6 +12,7 @@ from twisted.internet import defer, task
 
 from latentvirt.domainxml import Layer
 from latentvirt.errors import HostError, HostUnreachable, NotFound
+from latentvirt.flights import Flights
 from latentvirt.host import Host, ImageView
 from latentvirt.names import FileName, Lease, directory_name, look_pool_name, pool_name
 from latentvirt.storage.base import FILE_MODE, delete_leases, no_folder, renew_lease
@@ -30,6 +31,7 @@ class PoolStorage:
     owner: str
     folder: str
     _probing: defer.DeferredLock = attrs.field(factory=defer.DeferredLock)
+    _looks: Flights[ImageView] = attrs.field(factory=Flights)
 
     @property
     def directory(self) -> str:
@@ -47,16 +49,19 @@ class PoolStorage:
         except NotFound as error:
             raise no_folder(self.folder, self.host.uri) from error
 
-    def path_of(self, name: FileName) -> str:
+    def path_of(self, name: FileName | Lease) -> str:
         """Say where on the host a file of ours lies."""
         return posixpath.join(self.directory, str(name))
 
     async def image(self, path: str) -> ImageView:
-        """Look at an image, the person's one at a time: such a look may need a pool of its own."""
+        """Look at an image; at one of the person's, once for all starts that ask at the same time."""
         folder, name = posixpath.split(path)
         if folder == self.directory:
             return await self._look(name)
-        await self._probing.acquire()
+        return await self._looks.join(path, lambda _: self._look_at_persons(path))
+
+    async def _look_at_persons(self, path: str) -> ImageView:
+        await self._probing.acquire()  # such a look may need a pool of its own
         try:
             for tries_left in reversed(range(PROBE_TRIES)):
                 try:
@@ -75,18 +80,20 @@ class PoolStorage:
     async def create_overlay(self, name: FileName, backing: Layer, capacity: int) -> str:
         """Create a qcow2 overlay over an image."""
         return await self._create(
+            name,
             f"<volume><name>{name}</name><capacity unit='bytes'>{capacity}</capacity>"
             f"<allocation>0</allocation><target><format type='qcow2'/>"
             f"<permissions><mode>{FILE_MODE}</mode></permissions></target>"
             f"<backingStore><path>{escape(backing.path)}</path>"
-            f"<format type='{escape(backing.format)}'/></backingStore></volume>"
+            f"<format type='{escape(backing.format)}'/></backingStore></volume>",
         )
 
     async def create_empty(self, name: FileName | Lease) -> str:
         """Create an empty file."""
         return await self._create(
+            name,
             f"<volume><name>{name}</name><capacity unit='bytes'>0</capacity><target><format type='raw'/>"
-            f"<permissions><mode>{FILE_MODE}</mode></permissions></target></volume>"
+            f"<permissions><mode>{FILE_MODE}</mode></permissions></target></volume>",
         )
 
     async def copy(self, source: FileName, target: FileName) -> str:
@@ -106,8 +113,9 @@ class PoolStorage:
     async def _look(self, name: str) -> ImageView:
         return await self._in_pool(lambda: self.host.volume(self._pool, name), make=False)
 
-    async def _create(self, xml: str) -> str:
-        return await self._in_pool(lambda: self.host.create_volume(self._pool, xml))
+    async def _create(self, name: FileName | Lease, xml: str) -> str:
+        await self._in_pool(lambda: self.host.create_volume(self._pool, xml))
+        return self.path_of(name)
 
     async def _in_pool(self, do: Callable[[], Awaitable[T]], *, make: bool = True) -> T:
         try:

@@ -43,6 +43,9 @@ class VirDomain:
             )
         return domain
 
+    def connect(self) -> VirConnect:
+        return self._connection
+
     def name(self) -> str:
         return self._domain.name
 

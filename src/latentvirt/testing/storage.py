@@ -31,7 +31,7 @@ class VirPool:
     def _meet(self, method: str, *, active: bool | None = None) -> FakePool:
         self._connection.meet(f"pool.{method}")
         pool = self._host.pools.get(self._pool.name)
-        if pool is None:
+        if pool is None or pool.uuid != self._pool.uuid:
             raise libvirt_error(
                 libvirt.VIR_ERR_NO_STORAGE_POOL,
                 "Storage pool not found: no storage pool with matching uuid "
