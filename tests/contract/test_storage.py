@@ -73,6 +73,23 @@ def test_a_pool_that_somebody_made_anew_is_ours_all_the_same(backend: Backend, s
     assert sorted(run(storage.names())) == sorted([str(NAME), str(VARS)])
 
 
+def test_a_pool_that_somebody_stopped_is_started(backend: Backend, storage: Storage) -> None:
+    """When somebody defined our pool and stopped it, it is started again for the next file."""
+    if isinstance(backend, Embed):
+        pytest.skip("there are no pools")
+    run(storage.create_overlay(NAME, _base(backend), 4 * MIB))
+    person = backend.direct()
+    pool = person.storagePoolLookupByName(pool_name(OWNER, backend.images))
+    person.storagePoolDefineXML(pool.XMLDesc(0), 0)
+    pool.destroy()
+    try:
+        run(storage.create_empty(VARS))
+        assert sorted(run(storage.names())) == sorted([str(NAME), str(VARS)])
+    finally:
+        pool.destroy()
+        pool.undefine()
+
+
 def test_an_overlay_is_made_and_deleted(backend: Backend, storage: Storage) -> None:
     """An overlay lies in our directory, has the format, size and backing asked for, and goes when told."""
     path = run(storage.create_overlay(NAME, _base(backend), 4 * MIB))

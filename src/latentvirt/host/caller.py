@@ -57,6 +57,11 @@ class Caller:
         """Whether there is a connection that is not known to be broken."""
         return self._link.is_open
 
+    @property
+    def opens(self) -> int:
+        """How many connections there have been; what was asked on an earlier one may be so no more."""
+        return self._link.opens
+
     async def open(self) -> None:
         """Open the connection, if there is none."""
         await self._link.open()

@@ -10,7 +10,7 @@ from typing import Any, TypeVar
 import attrs
 import libvirt
 
-from latentvirt.errors import HostUnreachable
+from latentvirt.errors import HostUnreachable, NotFound
 from latentvirt.host.driver import Driver
 
 T = TypeVar("T")
@@ -31,17 +31,20 @@ class Opened:
         Args:
             name: of the pool.
             do: takes the virStoragePool; called again if the one that was known is gone.
+
+        Raises:
+            NotFound: there is a pool of that name, but it does not run.
         """
         known = self._pools.get(name)
         if known is not None:
             try:
-                return do(known)
+                return _running(known, name, do)
             except libvirt.libvirtError as error:
                 if error.get_error_code() != libvirt.VIR_ERR_NO_STORAGE_POOL:
                     raise
                 self._pools.pop(name, None)
         pool = self.connection.storagePoolLookupByName(name)
-        result = do(pool)
+        result = _running(pool, name, do)
         self._pools[name] = pool
         return result
 
@@ -56,6 +59,15 @@ class Opened:
                 undo()
             except libvirt.libvirtError:
                 pass  # none was registered, or the far end is gone
+
+
+def _running(pool: Any, name: str, do: Callable[[Any], T]) -> T:
+    try:
+        return do(pool)
+    except libvirt.libvirtError as error:
+        if error.get_error_code() != libvirt.VIR_ERR_OPERATION_INVALID or pool.isActive():
+            raise
+        raise NotFound(f"the storage pool {name} does not run", code=error.get_error_code()) from error
 
 
 def open_connection(

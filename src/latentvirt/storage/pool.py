@@ -31,6 +31,7 @@ class PoolStorage:
     owner: str
     folder: str
     _probing: defer.DeferredLock = attrs.field(factory=defer.DeferredLock)
+    _prepared_on: int | None = None
     _looks: Flights[ImageView] = attrs.field(factory=Flights)
 
     @property
@@ -43,11 +44,14 @@ class PoolStorage:
         return pool_name(self.owner, self.folder)
 
     async def prepare(self) -> None:
-        """See to it that the directory and its pool are there."""
+        """See to it that the directory and its pool are there; once per connection, see `_in_pool`."""
+        if self._prepared_on == self.host.opens:
+            return
         try:
             await self.host.ensure_pool(self._pool, self.directory)
         except NotFound as error:
             raise no_folder(self.folder, self.host.uri) from error
+        self._prepared_on = self.host.opens
 
     def path_of(self, name: FileName | Lease) -> str:
         """Say where on the host a file of ours lies."""
@@ -134,7 +138,7 @@ class PoolStorage:
 
     async def names(self) -> list[str]:
         """List what lies in the directory."""
-        return await self.host.volumes(self._pool)
+        return await self._in_pool(lambda: self.host.volumes(self._pool), make=False)
 
     async def renew_lease(self, until: int) -> None:
         """Say in the directory until when its owner claims it."""
@@ -143,4 +147,5 @@ class PoolStorage:
     async def remove(self) -> None:
         """Remove the lease, the pool and the directory."""
         await delete_leases(self)
+        self._prepared_on = None
         await self.host.remove_pool(self._pool)
