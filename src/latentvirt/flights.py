@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Coroutine, Hashable
+from functools import partial
 from typing import Any, Generic, TypeVar
 
 import attrs
@@ -27,9 +28,14 @@ class _Flight(Generic[T]):
 
 
 class Flights(Generic[T]):
-    """Do a thing once for all who want it while it is done; it goes on as long as one of them waits."""
+    """Do a thing once for all who want it while it is done; it goes on as long as one of them waits.
 
-    def __init__(self) -> None:
+    Args:
+        hand_on: makes a call now, or soon; what many wait for may lead to much.
+    """
+
+    def __init__(self, hand_on: Callable[[Callable[[], object]], object] = lambda call: call()) -> None:
+        self._hand_on = hand_on
         self._flights: dict[Hashable, _Flight[T]] = {}
 
     def join(
@@ -69,4 +75,9 @@ class Flights(Generic[T]):
             del self._flights[key]
         waiting, flight.waiting = flight.waiting, {}
         for waiter in waiting:
-            waiter.callback(result)
+            self._hand_on(partial(_tell, waiter, result))
+
+
+def _tell(waiter: defer.Deferred[Any], result: Any) -> None:
+    if not waiter.called:  # nobody has cancelled it meanwhile
+        waiter.callback(result)

@@ -14,6 +14,7 @@ from latentvirt.host.driver import Driver, LibvirtDriver
 from latentvirt.host.further import MOST_CONNECTIONS
 from latentvirt.host.hauling import Haul, Haulage
 from latentvirt.host.link import Link
+from latentvirt.host.pace import Pace
 from latentvirt.host.probe import probe
 from latentvirt.host.views import Versions
 from latentvirt.names import Ownership
@@ -61,6 +62,10 @@ class Caller:
     def opens(self) -> int:
         """How many connections there have been; what was asked on an earlier one may be so no more."""
         return self._link.opens
+
+    def hand_on(self, call: Callable[[], object]) -> None:
+        """Make a call now, or soon if the reactor has much to do for hosts already; see `Pace`."""
+        Pace.of(self.reactor).hand_on(call)
 
     async def open(self) -> None:
         """Open the connection, if there is none."""

@@ -17,6 +17,7 @@ from twisted.internet import defer
 from twisted.python.failure import Failure
 
 from latentvirt.errors import HostTimeout
+from latentvirt.host.pace import Pace
 
 T = TypeVar("T")
 
@@ -70,6 +71,7 @@ class Lane:
         self._name = name
         self._reactor = reactor
         self._places = places
+        self._pace = Pace.of(reactor)
         self._begun = 0
         self._waiting: deque[_Job[Any]] = deque()
         self.first = Seat()
@@ -243,7 +245,7 @@ class Lane:
             job.timer.cancel()
             if not job.done.called:
                 self._is_free(place)
-                job.done.callback(result)
+                self._pace.hand_on(lambda: self._hand_over(place.seat, job, result))
                 return
         # Its caller does not wait any more: the deadline has passed, or the Deferred was cancelled.
         if job.late is not None and not isinstance(result, Failure):
@@ -253,6 +255,15 @@ class Lane:
             )
             return
         self._is_free(place)
+
+    def _hand_over(self, seat: Seat, job: _Job[Any], result: Any) -> None:
+        if not job.done.called:
+            job.done.callback(result)
+        elif job.late is not None and not isinstance(result, Failure):
+            # Cancelled between its return and now.
+            late = job.late
+            undone = self.run_seated(job.what, lambda _: late(result), deadline_s=job.deadline_s, on=seat)
+            undone.addErrback(lambda _: None)
 
     def _is_free(self, place: _Place) -> None:
         if place.seat in self._seats:

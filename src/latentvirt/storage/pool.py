@@ -32,7 +32,10 @@ class PoolStorage:
     folder: str
     _probing: defer.DeferredLock = attrs.field(factory=defer.DeferredLock)
     _prepared_on: int | None = None
-    _looks: Flights[ImageView] = attrs.field(factory=Flights)
+    _looks: Flights[ImageView] = attrs.field(init=False)
+
+    def __attrs_post_init__(self) -> None:
+        self._looks = Flights(self.host.hand_on)
 
     @property
     def directory(self) -> str:

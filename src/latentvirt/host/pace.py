@@ -1,0 +1,76 @@
+"""What has come back from threads, handed on a little at a time, so that the reactor stays awake."""
+
+from __future__ import annotations
+
+import time
+import weakref
+from collections import deque
+from collections.abc import Callable
+from typing import Any
+
+BUDGET_S = 0.003
+"""How long is handed on before the reactor does something else."""
+
+WINDOW_S = 0.01
+"""After so long a new budget begins in any case."""
+
+
+class Pace:
+    """Hand things on, in order; when there are too many, some in each of the reactor's turns.
+
+    Hundreds of calls come back at the same moment when as many VMs start. What each of them leads to takes a
+    millisecond or so, and in one go would be heard as a stall by whatever else the master does.
+
+    Args:
+        reactor: a Twisted reactor (IReactorTime).
+    """
+
+    _known: weakref.WeakKeyDictionary[Any, Pace] = weakref.WeakKeyDictionary()
+
+    def __init__(self, reactor: Any) -> None:
+        self._later = weakref.ref(reactor)
+        self._line: deque[Callable[[], object]] = deque()
+        self._window_began = 0.0
+        self._spent = 0.0
+
+    @classmethod
+    def of(cls, reactor: Any) -> Pace:
+        """Return the one that everybody shares who uses a reactor.
+
+        Args:
+            reactor: the reactor.
+        """
+        if reactor not in cls._known:
+            cls._known[reactor] = cls(reactor)
+        return cls._known[reactor]
+
+    def hand_on(self, call: Callable[[], object]) -> None:
+        """Make a call now, or soon if much is done already.
+
+        Args:
+            call: takes care of its own errors.
+        """
+        self._line.append(call)
+        if len(self._line) > 1:
+            return  # there is a line already, and somebody who goes on with it
+        now = time.perf_counter()
+        if now - self._window_began > WINDOW_S:
+            self._window_began, self._spent = now, 0.0
+        self._go_on()
+
+    def _go_on(self) -> None:
+        while self._line and self._spent < BUDGET_S:
+            began = time.perf_counter()
+            try:
+                self._line[0]()
+            finally:
+                self._line.popleft()
+                self._spent += time.perf_counter() - began
+        if self._line:
+            reactor = self._later()
+            if reactor is not None:
+                reactor.callLater(0, self._new_turn)
+
+    def _new_turn(self) -> None:
+        self._window_began, self._spent = time.perf_counter(), 0.0
+        self._go_on()
