@@ -185,6 +185,13 @@ class Farm(RuleBasedStateMachine):
         taken = sum(len(record.claims) for record in self.master.hub.records.values())
         assert taken == len(places)
 
+    @invariant()
+    def what_is_taken_is_known(self) -> None:
+        """What a host is thought to have in use is what its places and promises add up to."""
+        now = self.master.reactor.seconds()
+        for record in self.master.hub.records.values():
+            assert record.used(now) == record._add_up()
+
     def teardown(self) -> None:
         """When all builds have ended and all hosts are back, nothing is left, and every build could start."""
         for uri in URIS:

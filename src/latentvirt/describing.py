@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import uuid as uuids
 from collections.abc import Callable
 
 import attrs
@@ -15,6 +14,9 @@ from latentvirt.spec import MachineSpec
 
 GENERATED = "latentvirt-generated"
 """Name in a generated description, until a start puts that of its slot in its place."""
+
+GENERATED_UUID = "00000000-0000-0000-0000-000000000000"
+"""The same for its UUID; always one, so that what was found out about the description is remembered."""
 
 
 def own_name(spec: MachineSpec) -> str:
@@ -58,7 +60,7 @@ async def describe(host: Host, spec: MachineSpec) -> str:
         return spec.xml or ""
     return domainxml.generate(
         name=GENERATED,
-        uuid=str(uuids.uuid4()),
+        uuid=GENERATED_UUID,
         capabilities=await host.capabilities(),
         size=spec.size,
         network=spec.network,

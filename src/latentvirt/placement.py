@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 
 import attrs
 
@@ -48,6 +48,22 @@ class Amounts:
     def fits(self, limit: Limits) -> bool:
         """Say whether that much is within a host's limits."""
         return room_left(self, NOTHING, limit) >= 0
+
+
+def total(parts: Iterable[Amounts]) -> Amounts:
+    """Add up what VMs use.
+
+    Args:
+        parts: of each.
+    """
+    # As in `room_left`, no objects on the way.
+    slots, memory, vcpus, disk = 0, 0, 0.0, 0
+    for part in parts:
+        slots += part.slots
+        memory += part.memory
+        vcpus += part.vcpus
+        disk += part.disk
+    return Amounts(slots, memory, vcpus, disk)
 
 
 @attrs.frozen
@@ -245,7 +261,7 @@ def roomiest(
     return None if best is None else (best, most, there)
 
 
-def explain(hosts: Sequence[HostView], wish: Wish) -> str | None:
+def explain(hosts: Iterable[HostView], wish: Wish) -> str | None:
     """Say why no host could ever take a VM, even if it were empty and usable.
 
     Args:

@@ -149,7 +149,7 @@ def _hindrance(spec: MachineSpec, xml: str) -> str | None:
 async def _fingerprint(
     host: Host, storage: Storage, spec: MachineSpec, xml: str, disks: tuple[PlannedDisk, ...]
 ) -> str:
-    overlaid = {disk.target for disk in disks}
+    overlaid = frozenset(disk.target for disk in disks)
     capabilities, versions = await host.capabilities(), await host.versions()
     parts = {
         # A domain that has a name of the person's is nobody else's.

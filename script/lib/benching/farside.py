@@ -226,7 +226,7 @@ class FarSide:
         self._process.join(PATIENCE_S)
         self._folder.cleanup()
 
-    def ask(self, number: int, method: str, args: Sequence[Any]) -> Any:
+    def ask(self, number: int, method: str, args: Sequence[Any], asked: Handle | None = None) -> Any:
         """Call a method of an object there; blocks."""
         channel = getattr(self._mine, "channel", None)
         if channel is None:
@@ -235,7 +235,7 @@ class FarSide:
         well, answer = channel.recv()
         if not well:
             raise answer
-        return self._taken(answer)
+        return self._taken(answer, asked)
 
     def hear(self, call: Callable[..., object]) -> int:
         """Call something with what comes under the key that is returned, on the thread of events."""
@@ -251,19 +251,20 @@ class FarSide:
                 return
             self._heard[key](*map(self._taken, details))
 
-    def _taken(self, value: Any) -> Any:
+    def _taken(self, value: Any, asked: Handle | None = None) -> Any:
         if isinstance(value, Shown):
-            return KINDS.get(value.kind, Handle)(self, value)
+            return KINDS.get(value.kind, Handle)(self, value, asked)
         if isinstance(value, (list, tuple)):
-            return type(value)(map(self._taken, value))
+            return type(value)(self._taken(part, asked) for part in value)
         return value
 
 
 class Handle:
     """Something on the far side: its methods are called there."""
 
-    def __init__(self, far: FarSide, shown: Shown) -> None:
+    def __init__(self, far: FarSide, shown: Shown, asked: Handle | None = None) -> None:
         self.far = far
+        self.asked = asked
         self.number = shown.number
         self._known = shown.known
 
@@ -273,7 +274,7 @@ class Handle:
         if name in self._known:
             return lambda: self._known[name]
         return lambda *args: self.far.ask(
-            self.number, name, [Meant(one.number) if isinstance(one, Handle) else one for one in args]
+            self.number, name, [Meant(one.number) if isinstance(one, Handle) else one for one in args], self
         )
 
 
@@ -296,6 +297,14 @@ class ConnectionHandle(Handle):
         return int(self.far.ask(self.number, "domainEventRegisterAny", [event, key]))
 
 
+class DomainHandle(Handle):
+    """A domain, which knows the connection over which it was got."""
+
+    def connect(self) -> Handle | None:
+        """Return that connection."""
+        return self.asked
+
+
 class StreamHandle(Handle):
     """A stream, whose bytes come with the news of them."""
 
@@ -315,4 +324,8 @@ class StreamHandle(Handle):
         return self._arrived
 
 
-KINDS: dict[str, type[Handle]] = {"VirConnect": ConnectionHandle, "FakeStream": StreamHandle}
+KINDS: dict[str, type[Handle]] = {
+    "VirConnect": ConnectionHandle,
+    "VirDomain": DomainHandle,
+    "FakeStream": StreamHandle,
+}

@@ -13,22 +13,17 @@ from benching.figures import LEAST, MOST, Target
 from benching.report import targets_table
 
 REASONS = {
-    "storagePoolLookupByName": "libvirt's handle of the pool in which the overlay is made",
-    "pool.isActive": "a pool that somebody stopped takes no files",
-    "pool.refresh": "the pool has not seen a file that others put there",
+    "open": "a further connection while calls wait, up to three for a host; not for each start",
+    "storagePoolLookupByName": "the handle of the pool in which overlays are made, on each connection once",
     "storageVolLookupByPath": "libvirt's handle of the base image",
     "volume.XMLDesc": "the base image may have been replaced: its format, size and backing files",
     "pool.createXML": "the start's own overlay, so that its disk is fresh",
-    "volume.path": "where the overlay is, as the hypervisor is to open it",
-    "lookupByName": "a domain of that name may run already: it is not ours to replace",
     "createXML": "the domain, paused",
     "domain.XMLDesc": "freshness is proven by the live domain, not by what was asked for",
     "domain.openConsole": "what the guest writes from its first instruction on is in the build's page",
     "domain.openChannel": "the guest is told who it is over it",
     "getAllDomainStats": "with this VM, no more runs on the host than it has room for, whoever started it",
-    "listAllDomains": "the same, of domains whose size is not known yet",
     "domain.metadata": "whose each of those domains is, and which was created first",
-    "lookupByUUIDString": "libvirt's handle of the domain",
     "domain.resume": "the guest's first instruction",
 }
 """What each libvirt call of a start is needed for."""

@@ -6,9 +6,11 @@ from latentvirt.domainxml.disks import disks_of
 from latentvirt.domainxml.freshness import problems_in
 from latentvirt.domainxml.parse import Element, line_of, parse
 from latentvirt.domainxml.problems import refuse
+from latentvirt.domainxml.remembering import remembered
 from latentvirt.errors import BadXML
 
 
+@remembered
 def check(
     xml: str,
     *,

@@ -9,6 +9,7 @@ import attrs
 
 from latentvirt.domainxml.parse import Element, line_of, parse
 from latentvirt.domainxml.problems import Problem, refuse
+from latentvirt.domainxml.remembering import remembered
 from latentvirt.errors import BadXML
 
 SourceKind: TypeAlias = Literal["file", "block", "volume"]
@@ -75,6 +76,7 @@ def source_of(disk: Element) -> DiskSource | None:
     )
 
 
+@remembered
 def writable_disks(
     xml: str, *, hd_image: str | None, allow_shared: frozenset[str]
 ) -> tuple[WritableDisk, ...]:

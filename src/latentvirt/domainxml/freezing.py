@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection
-
 from lxml import etree
 
 from latentvirt.domainxml.disks import is_written, source_of, target_of
 from latentvirt.domainxml.parse import Element, parse, remove
+from latentvirt.domainxml.remembering import remembered
 
 OWN_TO_A_START = ("name", "uuid", "metadata", "os/nvram")
 """What differs from start to start without a memory image being any different for it."""
@@ -28,6 +27,7 @@ _UNSAVABLE = (
 )
 
 
+@remembered
 def hindrance(xml: str, *, allow_shared: frozenset[str]) -> str | None:
     """Say why a domain can only boot; None if nothing is seen that would keep it from being frozen.
 
@@ -49,7 +49,8 @@ def hindrance(xml: str, *, allow_shared: frozenset[str]) -> str | None:
     return None
 
 
-def essence(xml: str, *, overlaid: Collection[str]) -> str:
+@remembered
+def essence(xml: str, *, overlaid: frozenset[str]) -> str:
     """Reduce a domain's XML to what a memory image depends on, in one form for all ways to write it.
 
     Args:
@@ -68,7 +69,8 @@ def essence(xml: str, *, overlaid: Collection[str]) -> str:
     return str(etree.canonicalize(etree.tostring(root, encoding="unicode"), strip_text=True))
 
 
-def files_read(xml: str, *, overlaid: Collection[str]) -> tuple[str, ...]:
+@remembered
+def files_read(xml: str, *, overlaid: frozenset[str]) -> tuple[str, ...]:
     """List the files on the host that a guest starts from besides its overlaid disks.
 
     Args:

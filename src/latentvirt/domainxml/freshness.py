@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from latentvirt.domainxml.parse import Element, line_of, parse
 from latentvirt.domainxml.problems import Problem
 from latentvirt.domainxml.qemuargs import argument_problems
+from latentvirt.domainxml.remembering import remembered
 
 NVRAM, TPM, NVDIMM, SHMEM, PSTORE, HOSTDEV = "nvram", "tpm", "nvdimm", "shmem", "pstore", "hostdev"
 """How ``allow_shared`` names what has no name of its own in the XML."""
@@ -49,9 +50,14 @@ def problems_in(root: Element, *, allow_shared: frozenset[str], own_uuid: bool) 
     return tuple(problem for problem in found if problem.name not in allow_shared)
 
 
+@remembered
 def uses_vars(xml: str) -> bool:
     """Tell whether a start of this domain has UEFI variables, which need a file."""
-    root = parse(xml)
+    return has_vars(parse(xml))
+
+
+def has_vars(root: Element) -> bool:
+    """Tell whether a start has UEFI variables; as `uses_vars`, of XML that is read already."""
     os, loader = root.find("os"), root.find("os/loader")
     if os is None or (loader is not None and loader.get("stateless") == "yes"):
         return False
@@ -62,6 +68,7 @@ def uses_vars(xml: str) -> bool:
     )
 
 
+@remembered
 def has_emulated_tpm(xml: str) -> bool:
     """Tell whether the domain has a TPM whose state libvirt keeps under the domain's UUID."""
     return parse(xml).find("devices/tpm/backend[@type='emulator']") is not None

@@ -9,6 +9,7 @@ from lxml import etree
 from latentvirt.capabilities import PANIC_X86, HostCapabilities, is_x86
 from latentvirt.config import Size
 from latentvirt.domainxml.parse import Element, serialise
+from latentvirt.domainxml.remembering import remembered
 from latentvirt.names import CHANNEL_PORT
 
 AGENT_PORT = "org.qemu.guest_agent.0"
@@ -19,6 +20,7 @@ PLACEHOLDER = "/latentvirt/the-overlay-of-this-start"
 USER_NETWORK = "user"
 
 
+@remembered
 def generate(
     *,
     name: str,

@@ -25,9 +25,14 @@ def ownership_of(xml: str) -> Ownership | None:
         read: what cannot be read is not known to be ours.
     """
     try:
-        marks = parse(xml).findall(f"metadata/{MARK}")
+        return ownership_in(parse(xml))
     except BadXML:
         return None
+
+
+def ownership_in(root: Element) -> Ownership | None:
+    """Read whose a domain is; as `ownership_of`, of XML that is read already."""
+    marks = root.findall(f"metadata/{MARK}")
     return _read(marks[0]) if len(marks) == 1 else None
 
 

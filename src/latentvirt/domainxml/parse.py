@@ -7,6 +7,7 @@ from typing import TypeAlias, cast
 import attrs
 from lxml import etree
 
+from latentvirt.domainxml.remembering import remembered
 from latentvirt.errors import BadXML
 
 Element: TypeAlias = etree._Element
@@ -152,11 +153,13 @@ def _indent_of(element: Element) -> str:
     return "\n" + INDENT * depth
 
 
+@remembered
 def domain_name(xml: str) -> str | None:
     """Read the domain's name; None if the XML leaves it out."""
     return _text(parse(xml), "name")
 
 
+@remembered
 def domain_uuid(xml: str) -> str | None:
     """Read the domain's UUID as it is written; None if the XML leaves it out."""
     return _text(parse(xml), "uuid")
@@ -180,6 +183,7 @@ class NetworkUse:
     name: str = ""
 
 
+@remembered
 def network_of(xml: str) -> NetworkUse:
     """Tell how the domain's first interface reaches the world."""
     interface = parse(xml).find("devices/interface")
@@ -226,12 +230,14 @@ KIB_PER_UNIT = {
 """What libvirt's units of memory are in KiB."""
 
 
+@remembered
 def vcpus_of(xml: str) -> int:
     """Tell how many virtual processors a domain may have; libvirt gives it one where the XML does not say."""
     text = (parse(xml).findtext("vcpu") or "").strip()
     return int(text) if text.isdigit() else 1
 
 
+@remembered
 def memory_of(xml: str) -> int:
     """Tell how much memory a domain may take, in MiB, rounded up; 0 where the XML does not say."""
     element = parse(xml).find("memory")

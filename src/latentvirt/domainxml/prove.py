@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 
 from latentvirt.domainxml.disks import is_written, source_of, target_of
-from latentvirt.domainxml.freshness import NVRAM, problems_in, uses_vars
-from latentvirt.domainxml.ownership import ownership_of
+from latentvirt.domainxml.freshness import NVRAM, has_vars, problems_in
+from latentvirt.domainxml.ownership import ownership_in
 from latentvirt.domainxml.parse import Element, parse
 from latentvirt.domainxml.rewrite import OVERLAY_FORMAT, Overlay, chain_of
 from latentvirt.errors import NotProven
@@ -37,9 +37,9 @@ def prove(
     """
     root = parse(live_xml)
     differences = [
-        *_ownership(live_xml, ownership),
+        *_ownership(root, ownership),
         *_disks(root, overlays, allow_shared),
-        *_vars(live_xml, root, vars_path, allow_shared),
+        *_vars(root, vars_path, allow_shared),
         *(problem.what for problem in problems_in(root, allow_shared=allow_shared, own_uuid=own_uuid)),
     ]
     if differences:
@@ -52,8 +52,8 @@ def prove(
         )
 
 
-def _ownership(live_xml: str, ownership: Ownership) -> Iterator[str]:
-    found = ownership_of(live_xml)
+def _ownership(root: Element, ownership: Ownership) -> Iterator[str]:
+    found = ownership_in(root)
     if found != ownership:
         yield f"its metadata says {found or 'nothing of ours'} instead of {ownership}"
 
@@ -81,7 +81,7 @@ def _overlay(disk: Element, overlay: Overlay) -> Iterator[str]:
         yield f"disk {overlay.target} is being copied elsewhere"
 
 
-def _vars(live_xml: str, root: Element, vars_path: str | None, allow_shared: frozenset[str]) -> Iterator[str]:
+def _vars(root: Element, vars_path: str | None, allow_shared: frozenset[str]) -> Iterator[str]:
     nvram = root.find("os/nvram")
     source = None if nvram is None else nvram.find("source")
     path = None if nvram is None else (nvram.text or "").strip()
@@ -90,5 +90,5 @@ def _vars(live_xml: str, root: Element, vars_path: str | None, allow_shared: fro
     if vars_path is not None:
         if path != vars_path:
             yield f"its UEFI variables are in {path} instead of {vars_path}"
-    elif uses_vars(live_xml) and NVRAM not in allow_shared:
+    elif has_vars(root) and NVRAM not in allow_shared:
         yield f"its UEFI variables are in {path}, which is not this start's own"

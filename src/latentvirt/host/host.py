@@ -79,12 +79,15 @@ class Host(MemoryVerbs, VolumeVerbs):
             flags |= libvirt.VIR_DOMAIN_START_RESET_NVRAM
 
         def create(connection: Any) -> Any:
-            return connection.createXML(xml, flags)
+            domain = connection.createXML(xml, flags)
+            self._mark(domain, ownership)
+            return domain
 
         domain = await self._call(
             "create the domain", create, deadline_s=self._deadlines.create, domain=name, late=domains.destroy
         )
-        uuid = self._keep(domain, ownership)
+        uuid = str(domain.UUIDString())
+        self._link.keep(uuid, domain)
         return await self._on_domain("read the domain back", uuid, domains.read_back, domain=name)
 
     async def resume(self, uuid: str) -> None:

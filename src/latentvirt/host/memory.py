@@ -62,6 +62,7 @@ class MemoryVerbs(UsageVerbs):
         def restore(connection: Any) -> tuple[Any, Created]:
             connection.restoreFlags(path, xml, libvirt.VIR_DOMAIN_SAVE_PAUSED)
             domain = connection.lookupByName(name)
+            self._mark(domain, ownership)
             try:
                 return domain, domains.read_back(domain)
             except BaseException:
@@ -76,7 +77,7 @@ class MemoryVerbs(UsageVerbs):
             domain=name,
             late=lambda result: domains.destroy(result[0]),
         )
-        self._keep(domain, ownership)
+        self._link.keep(created.uuid, domain)
         return created
 
     async def versions(self) -> Versions:

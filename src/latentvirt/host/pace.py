@@ -22,13 +22,11 @@ class Pace:
     millisecond or so, and in one go would be heard as a stall by whatever else the master does.
 
     Args:
-        reactor: a Twisted reactor (IReactorTime).
+        reactor: a Twisted reactor (IReactorFromThreads).
     """
 
-    _known: weakref.WeakKeyDictionary[Any, Pace] = weakref.WeakKeyDictionary()
-
     def __init__(self, reactor: Any) -> None:
-        self._later = weakref.ref(reactor)
+        self._reactor = weakref.ref(reactor)
         self._line: deque[Callable[[], object]] = deque()
         self._window_began = 0.0
         self._spent = 0.0
@@ -40,9 +38,9 @@ class Pace:
         Args:
             reactor: the reactor.
         """
-        if reactor not in cls._known:
-            cls._known[reactor] = cls(reactor)
-        return cls._known[reactor]
+        if reactor not in _known:
+            _known[reactor] = cls(reactor)
+        return _known[reactor]
 
     def hand_on(self, call: Callable[[], object]) -> None:
         """Make a call now, or soon if much is done already.
@@ -59,18 +57,22 @@ class Pace:
         self._go_on()
 
     def _go_on(self) -> None:
-        while self._line and self._spent < BUDGET_S:
-            began = time.perf_counter()
-            try:
-                self._line[0]()
-            finally:
-                self._line.popleft()
-                self._spent += time.perf_counter() - began
-        if self._line:
-            reactor = self._later()
-            if reactor is not None:
-                reactor.callLater(0, self._new_turn)
+        try:
+            while self._line and self._spent < BUDGET_S:
+                began = time.perf_counter()
+                try:
+                    self._line[0]()
+                finally:
+                    self._line.popleft()
+                    self._spent += time.perf_counter() - began
+        finally:
+            reactor = self._reactor()
+            if self._line and reactor is not None:
+                reactor.callFromThread(self._new_turn)  # comes in its next turn, and takes no timer
 
     def _new_turn(self) -> None:
         self._window_began, self._spent = time.perf_counter(), 0.0
         self._go_on()
+
+
+_known: weakref.WeakKeyDictionary[Any, Pace] = weakref.WeakKeyDictionary()

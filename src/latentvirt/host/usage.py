@@ -28,26 +28,23 @@ class UsageVerbs(Caller):
 
         One call, and one more for each domain that was not seen before: whose it is.
         """
-        # A domain's mark does not change while it runs.
-        known = dict(self._marks)
+        # A domain's mark does not change while it runs. What is created meanwhile is added by its thread.
+        before = set(self._marks)
 
         def look(connection: Any) -> tuple[DomainUse, ...]:
-            return tuple(sorted(_seen(connection, known), key=lambda use: use.number))
+            return tuple(sorted(_seen(connection, self._marks), key=lambda use: use.number))
 
         found = await self._call("see what is in use", look, deadline_s=self._deadlines.create)
         seen = {(use.uuid, use.number): use.ownership for use in found}
-        # What was created since then stays known: it may not be among them.
-        created = {key: mark for key, mark in self._marks.items() if key not in known}
-        self._marks = {**created, **seen}
+        for ended in before - seen.keys():
+            self._marks.pop(ended, None)
+        self._marks.update(seen)
         return found
 
-    def _keep(self, domain: Any, ownership: Ownership | None) -> str:
-        """Keep what was learnt of a domain that was created; returns its UUID."""
-        uuid = str(domain.UUIDString())
-        self._link.keep(uuid, domain)
+    def _mark(self, domain: Any, ownership: Ownership | None) -> None:
+        """Note whose a domain is that was just created; for the thread that did."""
         if ownership is not None:
-            self._marks[uuid, int(domain.ID())] = ownership
-        return uuid
+            self._marks[str(domain.UUIDString()), int(domain.ID())] = ownership
 
     def hear_of_domains(self, tell: Callable[[str, bool], object]) -> None:
         """Hear of every domain that starts or ends on the host, whoever's it is.
@@ -69,14 +66,17 @@ def _seen(connection: Any, known: dict[tuple[str, int], Ownership | None]) -> It
         uuid, number = str(domain.UUIDString()), int(domain.ID())
         if number < 0:
             continue  # it ended meanwhile
-        key = (uuid, number)
+        try:
+            mark = known[uuid, number]
+        except KeyError:
+            mark = domains.ownership(domain)
         yield DomainUse(
             uuid=uuid,
             name=str(domain.name()),
             number=number,
             memory=-(-memory_kib // KIB_PER_MIB),
             vcpus=vcpus,
-            ownership=known[key] if key in known else domains.ownership(domain),
+            ownership=mark,
         )
 
 

@@ -9,7 +9,7 @@ import attrs
 
 from latentvirt.hosts import Hosts
 from latentvirt.line import EXPIRES_S, Line
-from latentvirt.master.record import HostRecord, Promise
+from latentvirt.master.record import HostRecord
 from latentvirt.placement import STANDBY_FITS, Amounts, HostView, Rule, Wish, choose, explain
 from latentvirt.spec import MachineSpec
 
@@ -77,6 +77,7 @@ class Placing:
         self._hub = hub
         self._lines: dict[Hosts, Line] = {}
         self._waiting: dict[Hashable, _Wait] = {}
+        self._promised: dict[str, HostRecord] = {}
         self._asking = False
 
     @property
@@ -85,15 +86,16 @@ class Placing:
 
     def _views(self, need: Need, records: Sequence[HostRecord]) -> list[HostView]:
         now = self._now
+        readiness_on = self._hub.standbys.readiness_of(need.spec)
         views = []
         for record in records:
             why_not = record.why_not(need.worker, now)
-            readiness = self._hub.standbys.readiness(record, need.spec)
+            readiness = readiness_on(record)
             used = record.used(now, need.worker)
             views.append(
                 HostView(
                     uri=record.host.uri,
-                    labels=dict(record.connection.labels),
+                    labels=record.labels,
                     arch=record.room.arch,
                     limit=record.room.limits,
                     # Standbys give way to builds, but for the one that this build takes.
@@ -114,22 +116,23 @@ class Placing:
         record = self._choose(need, ())
         if record is None:
             return False
-        now = self._now
         self.withdraw(need)
-        record.reserved[need.worker] = Promise(now + RESERVATION_S, need.room)
+        record.promise(need.worker, self._now + RESERVATION_S, need.room)
+        self._promised[need.worker] = record
         self._hub.master.reactor.callLater(RESERVATION_S, self._expire, record, need.worker)
         return True
 
     def _expire(self, record: HostRecord, worker: str) -> None:
         promise = record.reserved.get(worker)
         if promise is not None and promise.until <= self._now:
-            del record.reserved[worker]
+            record.withdraw(worker)
             self._hub.wake()
 
     def withdraw(self, need: Need) -> None:
         """Take back what a worker was promised."""
-        for record in self._hub.know(need.hosts):
-            record.reserved.pop(need.worker, None)
+        record = self._promised.pop(need.worker, None)
+        if record is not None:
+            record.withdraw(need.worker)
 
     def take(self, need: Need, avoid: Collection[str] = ()) -> HostRecord | None:
         """Say where a start goes: to the host that promised it room, else to the one that suits it best.
@@ -141,16 +144,22 @@ class Placing:
         Returns:
             The host; None if there is no room.
         """
-        for record in self._hub.know(need.hosts):
-            if need.worker in record.reserved and record.host.uri not in avoid:
-                return record
+        promised = self._promised.get(need.worker)
+        if promised is not None and need.worker in promised.reserved and promised.host.uri not in avoid:
+            return promised
         if need.hosts.is_one and not avoid:
             return self._hub.know(need.hosts)[0]  # a build that Buildbot starts without asking
         return self._choose(need, avoid)
 
     def impossible(self, need: Need) -> str | None:
         """Say why no host could ever take a start; None if one could."""
-        return explain(self._views(need, self._hub.know(need.hosts)), need.wish)
+        as_if_empty = (
+            HostView(
+                uri=record.host.uri, labels=record.labels, arch=record.room.arch, limit=record.room.limits
+            )
+            for record in self._hub.know(need.hosts)
+        )
+        return explain(as_if_empty, need.wish)
 
     def _choose(self, need: Need, avoid: Collection[str]) -> HostRecord | None:
         records = self._hub.know(need.hosts)

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import math
 from collections import deque
-from collections.abc import Collection
+from collections.abc import Collection, Mapping
 
 import attrs
 
@@ -15,7 +16,7 @@ from latentvirt.host import Host
 from latentvirt.hosts import Hosts
 from latentvirt.master.room import Room
 from latentvirt.names import slot_of_number
-from latentvirt.placement import Amounts
+from latentvirt.placement import Amounts, total
 from latentvirt.storage import Storage
 
 FIRST_REST_S = 2.0
@@ -75,6 +76,10 @@ class HostRecord:
     outcomes: deque[bool] = attrs.field(factory=lambda: deque(maxlen=REMEMBERED_STARTS))
     held: dict[str, float] = attrs.field(factory=dict)
     pauses: dict[str, float] = attrs.field(factory=dict)
+    labels: Mapping[str, str] = attrs.field(init=False, factory=dict)
+    _used: tuple[int, Amounts] | None = attrs.field(init=False, default=None)
+    """What is taken, standbys left out, and the room's looks that this is after; None to add it up anew."""
+    _first_expires: float = attrs.field(init=False, default=math.inf)
 
     def configure(self, connection: Connection, hosts: Hosts) -> None:
         """Take over what the person says now.
@@ -84,6 +89,7 @@ class HostRecord:
             hosts: those that it is one of.
         """
         self.connection = connection
+        self.labels = dict(connection.labels)
         self.room.configure(connection, shared=not hosts.is_one, overcommit=hosts.overcommit)
         for store in self.frozen.values():
             store.most_bytes = connection.frozen_bytes
@@ -113,16 +119,43 @@ class HostRecord:
             but: a worker whose own promise does not count.
             with_standbys: whether VMs count that give way to builds.
         """
-        for worker in [worker for worker, promise in self.reserved.items() if promise.until <= now]:
-            del self.reserved[worker]
-        used = self.room.others(claim.slot for claim in self.claims)
-        for claim in self.claims:
-            if with_standbys or claim not in self.standbys:
-                used += claim.room
-        for worker, promise in self.reserved.items():
-            if worker != but:
-                used += promise.room
-        return used
+        if now >= self._first_expires:
+            for worker in [worker for worker, promise in self.reserved.items() if promise.until <= now]:
+                self.withdraw(worker)
+        # Each host is asked for each start, and seldom has anything changed there.
+        if self._used is None or self._used[0] != self.room.looks:
+            self._used = (self.room.looks, self._add_up())
+        used = self._used[1]
+        if with_standbys:
+            used = total([used, *(claim.room for claim in self.standbys)])
+        own = self.reserved.get(but)
+        return used if own is None else used - own.room
+
+    def _add_up(self) -> Amounts:
+        standbys = set(map(id, self.standbys))
+        taken = [claim.room for claim in self.claims if id(claim) not in standbys]
+        promised = [promise.room for promise in self.reserved.values()]
+        return total([self.room.others(claim.slot for claim in self.claims), *taken, *promised])
+
+    def promise(self, worker: str, until: float, room: Amounts) -> None:
+        """Keep room for the start that a worker is about to make.
+
+        Args:
+            worker: its name.
+            until: when the promise expires (the reactor's seconds).
+            room: how much.
+        """
+        self.reserved[worker] = Promise(until, room)
+        self._promised_otherwise()
+
+    def withdraw(self, worker: str) -> None:
+        """Take back what a worker was promised, if anything."""
+        if self.reserved.pop(worker, None) is not None:
+            self._promised_otherwise()
+
+    def _promised_otherwise(self) -> None:
+        self._used = None
+        self._first_expires = min((promise.until for promise in self.reserved.values()), default=math.inf)
 
     def has_room_for(self, room: Amounts, now: float) -> bool:
         """Say whether something fits beside all that is there, standbys included."""
@@ -139,6 +172,16 @@ class HostRecord:
         return "it refused the worker's last start" if self.held.get(worker, now) > now else ""
 
     # Places
+
+    def stand_by(self, claim: Claim) -> None:
+        """Note that a place's VM waits for any build, and gives way to others."""
+        self.standbys.append(claim)
+        self._used = None
+
+    def stand_by_no_more(self, claim: Claim) -> None:
+        """Note that a build has the VM that waited."""
+        self.standbys.remove(claim)
+        self._used = None
 
     def standby_in(self, slot: str) -> Claim | None:
         """Find the standby that has a slot; None if there is none."""
@@ -188,15 +231,17 @@ class HostRecord:
     def _claim(self, owner: str, slot: str, room: Amounts) -> Claim:
         claim = Claim(owner, slot, room)
         self.claims.append(claim)
+        self._used = None
         return claim
 
     def end(self, claim: Claim) -> bool:
         """Note that a claim's VM is gone, or left to the sweep; False if that was known."""
         if claim in self.standbys:
-            self.standbys.remove(claim)
+            self.stand_by_no_more(claim)
         if claim not in self.claims:
             return False
         self.claims.remove(claim)
+        self._used = None
         self.room.forget(claim.slot)
         for store in self.frozen.values():
             store.leave(claim.starts)

@@ -10,7 +10,7 @@ from latentvirt import domainxml
 from latentvirt.config import Connection
 from latentvirt.errors import HostFull
 from latentvirt.host import DomainUse, Host, Node
-from latentvirt.placement import Amounts, Limits
+from latentvirt.placement import Amounts, Limits, total
 from latentvirt.planning import Plan
 
 SPARE = 0.1
@@ -64,8 +64,12 @@ class Room:
     overcommit: float = attrs.field(init=False, default=1.0)
     node: Node | None = attrs.field(init=False, default=None)
     arch: str | None = attrs.field(init=False, default=None)
+    limits: Limits = attrs.field(init=False, factory=Limits)
+    """What VMs may take together, as far as it is known."""
     looked_at: float | None = attrs.field(init=False, default=None)
     """When all that runs was last listed (the reactor's seconds)."""
+    looks: int = attrs.field(init=False, default=0)
+    """Grows whenever something else is known to be in use."""
     _seen: dict[str, DomainUse] = attrs.field(init=False, factory=dict)
 
     def __attrs_post_init__(self) -> None:
@@ -81,10 +85,10 @@ class Room:
         """
         self.connection, self.overcommit = connection, overcommit
         self.shared = shared or connection.memory is not None or connection.vcpus is not None
+        self.limits = self._limits()
+        self.looks += 1
 
-    @property
-    def limits(self) -> Limits:
-        """What VMs may take together, as far as it is known."""
+    def _limits(self) -> Limits:
         memory, vcpus = self.connection.memory_mib, self.connection.vcpus
         if self.shared and self.node is not None:
             memory = memory or int(self.node.memory * (1 - SPARE))
@@ -97,20 +101,20 @@ class Room:
         Args:
             ours: the slots that are taken; what is in them is counted by who took them.
         """
-        used = Amounts()
         if not self.shared or not self._seen:
-            return used
+            return Amounts()
         places = set(ours)
         owner = self.owner()
-        for use in self._seen.values():
-            held = use.ownership
-            if held is None or held.owner != owner or held.slot not in places:
-                used += room_of(use)
-        return used
+        return total(
+            room_of(use)
+            for use in self._seen.values()
+            if (held := use.ownership) is None or held.owner != owner or held.slot not in places
+        )
 
     def forget(self, slot: str) -> None:
         """Hear that a place of ours is free; the event of its domain's end may come later."""
         owner = self.owner()
+        self.looks += 1
         self._seen = {
             uuid: use
             for uuid, use in self._seen.items()
@@ -120,6 +124,7 @@ class Room:
     def _hear(self, uuid: str, ended: bool) -> None:
         if ended:
             self._seen.pop(uuid, None)
+            self.looks += 1
         self.changed(uuid, ended)
 
     def knows(self, uuid: str) -> bool:
@@ -128,15 +133,20 @@ class Room:
 
     async def look(self) -> None:
         """See anew what is in use."""
-        if self.node is None:
-            self.node = await self.host.node()
+        await self._measure()
         if self.arch is None:
             self.arch = (await self.host.capabilities()).arch
         await self._list()
 
+    async def _measure(self) -> None:
+        if self.node is None:
+            self.node = await self.host.node()
+            self.limits = self._limits()
+
     async def _list(self) -> tuple[DomainUse, ...]:
         found = await self.host.usage()
         self._seen = {use.uuid: use for use in found}
+        self.looks += 1
         self.looked_at = self.host.reactor.seconds()
         return found
 
@@ -154,16 +164,12 @@ class Room:
         """
         if not self.shared:
             return
-        if self.node is None:
-            self.node = await self.host.node()
+        await self._measure()
         found = await self._list()
         mine = next((use for use in found if use.uuid == uuid), None)
         if mine is None:
             return  # it has ended; to resume it will say so
-        used = Amounts()
-        for use in found:
-            if use.number <= mine.number:
-                used += room_of(use)
+        used = total(room_of(use) for use in found if use.number <= mine.number)
         if not used.fits(self.limits):
             raise HostFull(
                 f"others were quicker: with this VM {_too_much(used, self.limits)}",

@@ -17,6 +17,7 @@ from latentvirt.errors import GuestFailed, HostUnreachable, LatentvirtError, Sta
 from latentvirt.frozen import FrozenStore
 from latentvirt.guest import Ready
 from latentvirt.machine import Machine
+from latentvirt.master.kinds import Kinds, like
 from latentvirt.master.record import HostRecord
 from latentvirt.master.room import room_for
 from latentvirt.names import slot_of_domain, slot_of_number
@@ -48,10 +49,6 @@ AFTER_FAILURE_S = 60.0
 """How long no standby is made on a host where one failed."""
 
 
-REMEMBERED_PLANS = 1000
-"""Of how many kinds of VM it is remembered on each host what they take."""
-
-
 class Idler(Protocol):
     """A worker, as far as its next build can be foreseen."""
 
@@ -61,11 +58,6 @@ class Idler(Protocol):
     def foreseen(self) -> tuple[HostRecord, MachineSpec] | None:
         """Say where and what its next VM will probably be; None while it has one, or nobody can tell."""
         ...
-
-
-def _like(spec: MachineSpec) -> MachineSpec:
-    """Take out of a spec what makes no difference to its VM: a generated one is nobody's."""
-    return attrs.evolve(spec, worker="") if spec.kind == "generated" else spec
 
 
 @attrs.define(eq=False)
@@ -113,7 +105,7 @@ class Standbys:
         self._hub = hub
         self._workers: dict[str, Idler] = {}
         self._waiting: list[_Waiting] = []
-        self._plans: dict[str, dict[MachineSpec, Plan]] = {}
+        self._kinds = Kinds()
         self._tending: set[str] = set()
         self._again: set[str] = set()
         self._not_before: dict[str, float] = {}
@@ -133,14 +125,18 @@ class Standbys:
 
     def note_plan(self, record: HostRecord, spec: MachineSpec, planned: Plan) -> None:
         """Note what a VM took on a host; the next one like it will probably take the same."""
-        known = self._plans.setdefault(record.host.uri, {})
-        known[_like(spec)] = planned
-        while len(known) > REMEMBERED_PLANS:
-            del known[next(iter(known))]
+        self._kinds.note(record.host.uri, spec, planned)
 
-    def readiness(self, record: HostRecord, spec: MachineSpec) -> int:
-        """Say how soon a VM could run on a host: `STANDBY_FITS`, `FROZEN_FITS`, or else 0."""
-        planned = self._plans.get(record.host.uri, {}).get(_like(spec))
+    def readiness_of(self, spec: MachineSpec) -> Callable[[HostRecord], int]:
+        """Say how soon a VM could run, of each host: `STANDBY_FITS`, `FROZEN_FITS`, or else 0.
+
+        Args:
+            spec: what it is to be.
+        """
+        plans = self._kinds.plans(spec)
+        return lambda record: self._readiness(record, plans.get(record.host.uri))
+
+    def _readiness(self, record: HostRecord, planned: Plan | None) -> int:
         if planned is None or not planned.fingerprint:
             return 0
         if self._find(record, planned, ready=True) is not None:
@@ -186,7 +182,7 @@ class Standbys:
         if found is None or found.machine is None:
             return None
         self._waiting.remove(found)
-        record.standbys.remove(found.claim)
+        record.stand_by_no_more(found.claim)
         return found.claim, found.machine
 
     async def _made(self, waiting: _Waiting) -> None:
@@ -310,7 +306,7 @@ class Standbys:
                 continue
             try:
                 spec = await settled(record.host, await self._hub.with_image(record, spec))
-                key = _like(spec)
+                key = like(spec)
                 if key not in known:
                     storage = (await self._hub.frozen(record, str(spec.folder))).storage
                     known[key] = await plan(record.host, storage, spec)
@@ -338,7 +334,7 @@ class Standbys:
     ) -> _Waiting | None:
         waiting = _Waiting(self, record, planned, claim)
         self._waiting.append(waiting)
-        record.standbys.append(claim)
+        record.stand_by(claim)
         try:
             waiting.machine = self._hub.machine(record, planned, claim, waiting, store)
             await waiting.machine.hold()

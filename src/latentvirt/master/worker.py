@@ -197,7 +197,7 @@ class LibVirtWorker(CompatibleLatentWorkerMixin, AbstractLatentWorker):
         need = self._foreseen_need()
         if need is None:
             return 0
-        return max(hub.standbys.readiness(record, need.spec) for record in hub.know(arguments.hosts))
+        return max(map(hub.standbys.readiness_of(need.spec), hub.know(arguments.hosts)))
 
     @defer.inlineCallbacks
     def isCompatibleWithBuild(self, build: Any) -> Any:

@@ -1,0 +1,92 @@
+"""What comes back from many hosts at once does not keep the reactor from other things."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import pytest
+
+from latentvirt.host.pace import Pace
+
+
+class Turns:
+    """A reactor whose turns the test makes."""
+
+    def __init__(self) -> None:
+        self._calls: list[Callable[[], object]] = []
+
+    def callFromThread(self, call: Callable[[], object]) -> None:
+        """Put a call into the next turn."""
+        self._calls.append(call)
+
+    def turn(self) -> None:
+        """Make one."""
+        calls, self._calls = self._calls, []
+        for call in calls:
+            call()
+
+
+@pytest.fixture
+def time(monkeypatch: pytest.MonkeyPatch) -> list[float]:
+    """The time, which passes only as the test says."""
+    now = [100.0]
+    monkeypatch.setattr("latentvirt.host.pace.time.perf_counter", lambda: now[0])
+    return now
+
+
+def test_little_is_handed_on_at_once(time: list[float]) -> None:
+    """What takes no long is done before the reactor turns to anything else."""
+    pace, done = Pace(Turns()), []
+    for number in range(100):
+        pace.hand_on(lambda number=number: done.append(number))  # type: ignore[misc]
+    assert done == list(range(100))
+
+
+def test_much_is_handed_on_in_turns_and_in_order(time: list[float]) -> None:
+    """What takes long is done a little in each of the reactor's turns, in the order in which it came."""
+    turns = Turns()
+    pace, done = Pace(turns), []
+
+    def work(number: int) -> None:
+        done.append(number)
+        time[0] += 0.002
+
+    for number in range(7):
+        pace.hand_on(lambda number=number: work(number))  # type: ignore[misc]
+    progress = [len(done)]
+    for _ in range(4):
+        turns.turn()
+        progress.append(len(done))
+    assert progress == [2, 4, 6, 7, 7]
+    assert done == list(range(7))
+
+
+def test_what_fails_does_not_stop_the_rest(time: list[float]) -> None:
+    """What comes after something that raises is handed on all the same."""
+    turns = Turns()
+    pace, done = Pace(turns), []
+
+    def fail() -> None:
+        time[0] += 0.005
+        raise ZeroDivisionError
+
+    with pytest.raises(ZeroDivisionError):
+        pace.hand_on(fail)
+    pace.hand_on(fail)
+    pace.hand_on(lambda: done.append("next"))
+    with pytest.raises(ZeroDivisionError):
+        turns.turn()
+    turns.turn()
+    assert done == ["next"]
+
+
+def test_what_is_handed_on_from_within_comes_after_what_waits(time: list[float]) -> None:
+    """What one thing leads to comes after it, and is not lost."""
+    pace, done = Pace(Turns()), []
+
+    def first() -> None:
+        pace.hand_on(lambda: done.append("second"))
+        done.append("first")
+
+    pace.hand_on(first)
+    assert done == ["first", "second"]
