@@ -61,11 +61,18 @@ def built(worker: LibVirtWorker) -> str:
     """Run one build's VM, and return the log of its start."""
     master: StageMaster = worker.master
     before = len(master.data.updates.text)
-    _start(worker, Build(len(master.data.updates.written) + 1))
-    until(lambda: "guest attaches" in master.data.updates.text[before:])
+    attach(worker)
     text = master.data.updates.text[before:]
     _stop(worker)
     return text
+
+
+def attach(worker: LibVirtWorker) -> None:
+    """Start one build's VM, and wait until its guest attaches: it may have been frozen before."""
+    updates = worker.master.data.updates
+    before = len(updates.text)
+    _start(worker, Build(len(updates.written) + 1))
+    until(lambda: "guest attaches" in updates.text[before:])
 
 
 def until(true: Callable[[], bool]) -> None:
@@ -125,7 +132,7 @@ def test_standbys_give_way_where_memory_is_short(master: StageMaster) -> None:
     assert paused(master) == 1
     host = master.fake.inspect(URI)
     host.memory.update(free=1, buffers=0, cached=0)
-    _start(larger)
+    attach(larger)
     assert paused(master) == 0
     _stop(larger)
 
@@ -137,7 +144,7 @@ def test_standbys_give_way_to_builds_where_places_are_few(master: StageMaster) -
     other = a_worker(master, "other", uri=None, connection=connection, size={"memory": 128})
     tend(master, asking)
     assert paused(master) == 1
-    _start(other)
+    attach(other)
     assert (paused(master), len(master.fake.inspect(URI).running())) == (0, 1)
     _stop(other)
 

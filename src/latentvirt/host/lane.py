@@ -9,6 +9,7 @@ from __future__ import annotations
 import threading
 from collections import deque
 from collections.abc import Callable
+from functools import partial
 from queue import SimpleQueue
 from typing import Any, Generic, TypeVar
 
@@ -235,8 +236,9 @@ class Lane:
                 result = job.call(place.seat.connection)
             except BaseException as error:  # whatever it is, it belongs to the caller, not to this thread
                 result = Failure(error)
-            self._reactor.callFromThread(self._returned, place, job, result)
-            del job, result
+            returned = partial(self._returned, place, job, result)
+            self._reactor.callFromThread(self._pace.hand_on, returned)
+            del job, result, returned
 
     def _returned(self, place: _Place, job: _Job[Any], result: Any) -> None:
         if job.timer is None:
@@ -245,7 +247,7 @@ class Lane:
             job.timer.cancel()
             if not job.done.called:
                 self._is_free(place)
-                self._pace.hand_on(lambda: self._hand_over(place.seat, job, result))
+                job.done.callback(result)
                 return
         # Its caller does not wait any more: the deadline has passed, or the Deferred was cancelled.
         if job.late is not None and not isinstance(result, Failure):
@@ -255,15 +257,6 @@ class Lane:
             )
             return
         self._is_free(place)
-
-    def _hand_over(self, seat: Seat, job: _Job[Any], result: Any) -> None:
-        if not job.done.called:
-            job.done.callback(result)
-        elif job.late is not None and not isinstance(result, Failure):
-            # Cancelled between its return and now.
-            late = job.late
-            undone = self.run_seated(job.what, lambda _: late(result), deadline_s=job.deadline_s, on=seat)
-            undone.addErrback(lambda _: None)
 
     def _is_free(self, place: _Place) -> None:
         if place.seat in self._seats:
