@@ -10,10 +10,11 @@ import pytest
 from twisted.internet import defer
 
 from latentvirt.config import Connection
-from latentvirt.errors import HostError, HostTimeout, HostUnreachable
+from latentvirt.errors import BadXML, HostError, HostTimeout, HostUnreachable
 from latentvirt.host import Condition, Deadlines, DomainNews, Host
 from latentvirt.host.link import CALLS_AT_A_TIME
 from latentvirt.host.watching import RECONNECT_PAUSE_S
+from latentvirt.names import METADATA_NAMESPACE, Ownership
 from latentvirt.testing import FakeLibvirt
 from reactorthread import Heard, on_reactor, run, start
 
@@ -183,6 +184,34 @@ def test_a_domain_that_ends_while_the_list_is_made_is_left_out(fake: FakeLibvirt
     domain = fake.inspector.domains[created.uuid]
     fake.inspector.trouble.before_next("domain.isActive", domain.destroy)
     assert run(host.domains()) == []
+
+
+def test_a_failure_that_several_share_names_each_ones_vm() -> None:
+    """Builds that a host fails together are each told of their own VM, with all else that is known."""
+    shared = HostError("said no", code=38, remedy="ask again", host="qemu:///system")
+    one, two = (shared.placed(host="elsewhere", domain=name) for name in ("one", "two"))
+    assert str(one) == "[host qemu:///system, domain one] said no. What to do: ask again"
+    assert str(two) == "[host qemu:///system, domain two] said no. What to do: ask again"
+    assert one.code == 38
+    bad = BadXML("no disk", line=3).placed(host="", domain="three")
+    assert (str(bad), bad.line) == ("[domain three] line 3: no disk", 3)
+
+
+def test_a_vm_is_not_taken_for_gone_when_the_host_does_not_tell(fake: FakeLibvirt, hosts: Any) -> None:
+    """An end that breaks off while it is asked whose the VM is, fails, and can be repeated."""
+    host = hosts()
+    start_ = Ownership("0123456789abcdef", "slot1", "0a1b2c3d4e5f")
+    marked = f"<metadata><l:vm xmlns:l='{METADATA_NAMESPACE}' {{}}/></metadata>".format(
+        " ".join(f"{key}='{getattr(start_, key)}'" for key in ("owner", "slot", "start"))
+    )
+    created = run(host.create(XML.replace("<memory>", f"{marked}<memory>"), name="guest"))
+    for code in (libvirt.VIR_ERR_RPC, libvirt.VIR_ERR_OPERATION_TIMEOUT):
+        fake.inspector.trouble.fail_next("domain.metadata", code)
+        with pytest.raises(HostError):
+            run(host.destroy(created.uuid, only=start_))
+    assert fake.inspector.running() == ["guest"]
+    run(host.destroy(created.uuid, only=start_))
+    assert fake.inspector.running() == []
 
 
 def test_a_host_that_stays_away_is_told_to_those_who_watch(

@@ -5,8 +5,10 @@ Every error says which host and domain it concerns, what was tried, and what the
 
 from __future__ import annotations
 
-from typing import ClassVar, Literal
+import copy
+from typing import ClassVar, Literal, TypeVar
 
+E = TypeVar("E", bound="LatentvirtError")
 Fault = Literal["config", "build", "host", "guest"]
 
 
@@ -32,6 +34,18 @@ class LatentvirtError(Exception):
         self.remedy = remedy
         self.host = host
         self.domain = domain
+
+    def placed(self: E, *, host: str, domain: str) -> E:
+        """Return the same, with host and domain where it names none; others may have been told this one.
+
+        Args:
+            host: URI of the host.
+            domain: name of the domain.
+        """
+        told = copy.copy(self)
+        told.host, told.domain = self.host or host, self.domain or domain
+        told.__cause__ = self.__cause__
+        return told.with_traceback(self.__traceback__)
 
     def __str__(self) -> str:
         where = ", ".join(

@@ -175,8 +175,7 @@ class Machine:
         except BaseException as error:
             self._over = True
             if isinstance(error, LatentvirtError):
-                error.domain = error.domain or self.name
-                error.host = error.host or self.host.uri
+                raise error.placed(host=self.host.uri, domain=self.name) from error.__cause__
             raise
 
     def in_background(self, doing: Coroutine[Any, Any, None]) -> None:

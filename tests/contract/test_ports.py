@@ -4,19 +4,26 @@ from __future__ import annotations
 
 import os
 import uuid as uuids
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
+from typing import Any
 
 import pytest
+from twisted.internet import defer
 
-from contract.backends import DAEMON, STARTS, Backend, Fake, domain_xml
+from contract.backends import DAEMON, OURS, STARTS, Backend, Fake, domain_xml
 from latentvirt.config import Connection
 from latentvirt.errors import HostError
 from latentvirt.guest import Attaching, GuestReader, Identity, Message, Ready, identity_line
 from latentvirt.host import Condition, DomainNews, Host
+from latentvirt.host.driver import LibvirtDriver
+from latentvirt.host.further import MOST_CONNECTIONS
 from latentvirt.names import CHANNEL_PORT
 from reactorthread import Heard, on_reactor, run, start
 
 Able = Callable[..., None]
+
+MANY = 12
+"""More than one connection takes calls at a time."""
 
 
 def test_what_the_guest_writes_to_its_console_arrives(backend: Backend, host: Host, able: Able) -> None:
@@ -213,3 +220,44 @@ def _is_socket(fd: str) -> bool:
 def test_a_uuid_that_nobody_has_is_gone(host: Host) -> None:
     """News of a domain that is not there say that it has ended."""
     assert run(host.news(str(uuids.uuid4()))).condition is Condition.ENDED
+
+
+class CountingDriver:
+    """A backend's driver, which counts the connections."""
+
+    def __init__(self, backend: Backend) -> None:
+        self._driver = backend.driver or LibvirtDriver()
+        self.opened = 0
+
+    def open(self, uri: str) -> Any:
+        """Open one."""
+        self.opened += 1
+        return self._driver.open(uri)
+
+
+def test_many_vms_at_once(backend: Backend, host: Host, able: Able) -> None:
+    """VMs created at the same moment, over several connections, are each heard, resumed and ended."""
+    able(STARTS)
+    driver = CountingDriver(backend)
+    busy = Host(Connection(backend.uri), start(), driver=driver)
+    heard: list[Heard[bytes]] = [Heard() for _ in range(MANY)]
+
+    async def begin(number: int) -> str:
+        created = await busy.create(domain_xml(f"many{number}"), name=f"many{number}")
+        await busy.open_console(created.uuid, heard[number], lambda: None)
+        return created.uuid
+
+    async def all_of(doing: Iterable[Any]) -> list[Any]:
+        return await defer.gatherResults([defer.ensureDeferred(one) for one in doing], consumeErrors=True)
+
+    uuids_ = run(all_of(begin(number) for number in range(MANY)))
+    for number in (0, MANY - 1):
+        run(busy.resume(uuids_[number]))
+        heard[number].until(lambda parts: b"latentvirt-busybox: up" in b"".join(parts))
+    assert {run(busy.news(uuid)).condition for uuid in uuids_[1:-1]} == {Condition.PAUSED}
+    run(all_of(busy.destroy(uuid, only=OURS) for uuid in uuids_))
+    assert [view.name for view in run(host.domains()) if view.name.startswith("many")] == []
+    assert driver.opened <= MOST_CONNECTIONS
+    if not busy.connection.is_in_process:
+        assert driver.opened > 1
+    run(busy.close())

@@ -10,6 +10,13 @@ from latentvirt.domainxml import ownership_of_mark
 from latentvirt.host.views import Created, DomainView
 from latentvirt.names import METADATA_NAMESPACE, Ownership
 
+_NOT_MARKED = {
+    libvirt.VIR_ERR_NO_DOMAIN,
+    libvirt.VIR_ERR_NO_DOMAIN_METADATA,
+    libvirt.VIR_ERR_OPERATION_INVALID,
+}
+"""What libvirt says of a domain that has no mark of ours, does not run, or is not there."""
+
 
 def view(domain: Any) -> DomainView:
     """See a domain at this moment."""
@@ -37,11 +44,25 @@ def view_if_there(domain: Any) -> DomainView | None:
 def ownership(domain: Any) -> Ownership | None:
     """Read whose a running domain is; None if it is not ours, or not running."""
     try:
-        element = domain.metadata(
-            libvirt.VIR_DOMAIN_METADATA_ELEMENT, METADATA_NAMESPACE, libvirt.VIR_DOMAIN_AFFECT_LIVE
-        )
+        return _mark(domain)
     except libvirt.libvirtError:
         return None  # it has none of ours, or ended while we looked
+
+
+def is_surely(domain: Any, owned: Ownership) -> bool:
+    """Say whether a running domain is one start's; raises if the host does not tell."""
+    try:
+        return _mark(domain) == owned
+    except libvirt.libvirtError as error:
+        if error.get_error_code() in _NOT_MARKED:
+            return False
+        raise
+
+
+def _mark(domain: Any) -> Ownership | None:
+    element = domain.metadata(
+        libvirt.VIR_DOMAIN_METADATA_ELEMENT, METADATA_NAMESPACE, libvirt.VIR_DOMAIN_AFFECT_LIVE
+    )
     return ownership_of_mark(element)
 
 

@@ -110,7 +110,7 @@ class Host(MemoryVerbs, VolumeVerbs):
         """
 
         def end(domain: Any) -> None:
-            if only is None or domains.ownership(domain) == only:
+            if only is None or domains.is_surely(domain, only):
                 domains.destroy(domain)
 
         try:
