@@ -172,9 +172,10 @@ def test_a_standby_that_fails_is_replaced(master: StageMaster) -> None:
     domain = master.fake.inspect(URI).domain(name)
     assert domain is not None
     domain.kill()
-    until(lambda: master.fake.inspect(URI).domain(name) is not domain)
+    until(lambda: paused(master) == 1)
     tend(master, worker)
     assert paused(master) == 1
+    assert master.fake.inspect(URI).domain(name) is not domain
     assert "tier standby" in built(worker)
 
 
