@@ -7,6 +7,8 @@ from typing import Any
 import click
 
 from latentvirt._version import __version__
+from latentvirt.cli.hosts import hosts
+from latentvirt.cli.vm import vm
 from latentvirt.cli.xml import xml
 from latentvirt.errors import LatentvirtError
 
@@ -35,4 +37,5 @@ def main() -> None:
     """
 
 
-main.add_command(xml)
+for command in (hosts, vm, xml):
+    main.add_command(command)

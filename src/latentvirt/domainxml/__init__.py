@@ -20,7 +20,7 @@ from latentvirt.domainxml.parse import (
 )
 from latentvirt.domainxml.problems import Problem, refuse
 from latentvirt.domainxml.prove import prove
-from latentvirt.domainxml.rewrite import Layer, Overlay, rewrite
+from latentvirt.domainxml.rewrite import Layer, Overlay, files_of_disks, rewrite
 
 __all__ = [
     "DiskSource",
@@ -34,6 +34,7 @@ __all__ = [
     "domain_name",
     "domain_uuid",
     "essence",
+    "files_of_disks",
     "files_read",
     "freshness_problems",
     "generate",

@@ -195,3 +195,21 @@ def chain_of(disk: Element) -> tuple[Layer, ...] | None:
         layers.append(Layer(source.path, "" if format is None else format.get("type", ""), source.kind))
         store = store.find("backingStore")
     return None if store is None else tuple(layers)
+
+
+def files_of_disks(live_xml: str) -> list[tuple[str, tuple[str, ...]]]:
+    """List the disks of a running domain that are files, each with the images that it stands on.
+
+    Args:
+        live_xml: the domain's XML, as libvirt made it.
+
+    Returns:
+        Of each its target and the paths of its files, the one that the guest writes to first.
+    """
+    found = []
+    for disk in parse(live_xml).findall("devices/disk"):
+        source = source_of(disk)
+        below = chain_of(disk) or ()
+        if source is not None:
+            found.append((target_of(disk), (source.path, *(layer.path for layer in below))))
+    return found

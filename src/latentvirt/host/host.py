@@ -63,6 +63,16 @@ class Host(MemoryVerbs, VolumeVerbs):
             "read the domain's definition", lambda c: str(c.lookupByName(name).XMLDesc(flags)), domain=name
         )
 
+    async def description(self, uuid: str) -> str:
+        """Read a domain's live XML, without secrets.
+
+        Raises:
+            NotFound: there is no such domain.
+        """
+        return await self._on_domain(
+            "read the domain's description", uuid, lambda domain: str(domain.XMLDesc(0))
+        )
+
     async def create(
         self, xml: str, *, name: str, fresh_vars: bool = False, ownership: Ownership | None = None
     ) -> Created:

@@ -1,0 +1,194 @@
+"""Which hosts a command is about, and asking all of them at once."""
+
+from __future__ import annotations
+
+import functools
+import json
+import os
+import sys
+from collections.abc import Awaitable, Callable, Sequence
+from typing import Any, Generic, TypeVar
+
+import attrs
+import click
+from rich.console import Console
+from rich.table import Table
+from twisted.internet import defer, threads
+from twisted.python.failure import Failure
+
+from latentvirt.config import Connection
+from latentvirt.errors import HostUnreachable, LatentvirtError
+from latentvirt.host import Driver, Host
+
+T = TypeVar("T")
+
+DEFAULT_URI_VARIABLE = "LIBVIRT_DEFAULT_URI"
+PLAIN_WIDTH = 10_000
+"""In a pipe no line is broken, however long it is."""
+
+EXIT_INTERRUPTED = 130
+EXIT_STATUS = (
+    "Exit status: 0 all hosts answered, 1 some did not (standard error names them), 2 wrong command line."
+)
+
+
+@attrs.frozen
+class Answer(Generic[T]):
+    """What one host said.
+
+    Args:
+        uri: of the host.
+        found: its answer; None if it gave none.
+        error: why not; None if it did.
+    """
+
+    uri: str
+    found: T | None = None
+    error: LatentvirtError | None = None
+
+
+def about_hosts(command: Callable[..., Any]) -> Callable[..., Any]:
+    """Give a command the options that say which hosts it is about, as its argument ``connections``."""
+
+    @click.option(
+        "-c",
+        "--connect",
+        "uris",
+        metavar="URI",
+        multiple=True,
+        help="A libvirt URI or alias; repeat it for more. Without it: as for virsh.",
+    )
+    @click.option(
+        "--config",
+        "config",
+        metavar="MASTER.CFG",
+        type=click.Path(exists=True),
+        help="All hosts that a master.cfg names; the file is run, as by buildbot checkconfig.",
+    )
+    @functools.wraps(command)
+    def with_hosts(*args: Any, uris: Sequence[str], config: str | None, **kwargs: Any) -> Any:
+        return command(*args, connections=_connections(uris, config), **kwargs)
+
+    return with_hosts
+
+
+def _connections(uris: Sequence[str], config: str | None) -> list[Connection]:
+    named = [Connection(uri) for uri in dict.fromkeys(uris)]
+    for connection in named:
+        connection.check()
+    if config is not None:
+        from latentvirt.master.reading import hosts_in  # Buildbot takes a second to load
+
+        known = {connection.uri for connection in named}
+        named += [connection for connection in hosts_in(config) if connection.uri not in known]
+    if named:
+        return named
+    usual = "qemu:///system" if os.geteuid() == 0 else "qemu:///session"
+    return [Connection(os.environ.get(DEFAULT_URI_VARIABLE) or usual)]
+
+
+async def ask(
+    connections: Sequence[Connection],
+    question: Callable[[Host], Awaitable[T]],
+    driver: Driver | None,
+) -> list[Answer[T]]:
+    """Ask hosts at the same time.
+
+    Args:
+        connections: the hosts.
+        question: asks one; the connection is closed afterwards.
+        driver: opens connections; libvirt's own if None.
+
+    Returns:
+        Their answers, in the order of the hosts.
+    """
+    from twisted.internet import reactor
+
+    async def ask_one(connection: Connection) -> Answer[T]:
+        host = Host(connection, reactor, driver=driver)
+        try:
+            return Answer(connection.uri, found=await question(host))
+        except LatentvirtError as error:
+            return Answer(connection.uri, error=_explained(error, connection))
+        finally:
+            await host.close()
+
+    return await defer.gatherResults([defer.ensureDeferred(ask_one(one)) for one in connections])
+
+
+def _explained(error: LatentvirtError, connection: Connection) -> LatentvirtError:
+    if isinstance(error, HostUnreachable) and connection.is_embed:
+        error.remedy = (
+            "only one process at a time can use the root of an embedded libvirt: if a master runs that has "
+            "it, ask there (its web page, latentvirt.host_states), or stop it first"
+        )
+    return error
+
+
+def finish(connections: Sequence[Connection], work: Callable[[], Awaitable[T]]) -> T:
+    """Do what a command does, to its end, and show on a terminal that it goes on.
+
+    Args:
+        connections: the hosts that it asks.
+        work: does it; a process can do this once, unless a reactor runs already, on another thread.
+    """
+    many = f"{len(connections)} hosts" if len(connections) > 1 else connections[0].uri
+    with Console(stderr=True).status(f"asking {many}..."):
+        return _finish(work)
+
+
+def _finish(work: Callable[[], Awaitable[T]]) -> T:
+    from twisted.internet import reactor
+
+    loop: Any = reactor
+    if loop.running:
+        return threads.blockingCallFromThread(loop, lambda: defer.ensureDeferred(work()))  # type: ignore[arg-type]
+    outcome: list[Any] = []
+
+    def start() -> None:
+        done: defer.Deferred[Any] = defer.ensureDeferred(work())  # type: ignore[arg-type]
+        done.addBoth(outcome.append).addBoth(lambda _: loop.stop())
+
+    loop.callWhenRunning(start)
+    loop.run()
+    if not outcome:
+        sys.exit(EXIT_INTERRUPTED)
+    if isinstance(outcome[0], Failure):
+        outcome[0].raiseException()
+    result: T = outcome[0]
+    return result
+
+
+# Telling
+
+
+def tell_table(columns: Sequence[str], rows: Sequence[Sequence[object]]) -> None:
+    """Print a table: framed and fitted on a terminal, plain and whole in a pipe.
+
+    Args:
+        columns: their heads.
+        rows: their cells.
+    """
+    framed = sys.stdout.isatty()
+    table = Table(box=None, pad_edge=False) if not framed else Table()
+    for column in columns:
+        table.add_column(column, no_wrap=not framed, overflow="fold")
+    for row in rows:
+        table.add_row(*("" if cell is None else str(cell) for cell in row))
+    console = Console(width=None if framed else PLAIN_WIDTH, highlight=False, markup=False, emoji=False)
+    with console.capture() as printed:
+        console.print(table)
+    click.echo("\n".join(line.rstrip() for line in printed.get().splitlines()))
+
+
+def tell_json(value: object) -> None:
+    """Print a value as JSON."""
+    click.echo(json.dumps(value, indent=2, sort_keys=True))
+
+
+def tell_errors(answers: Sequence[Answer[Any]]) -> bool:
+    """Say on standard error which hosts gave no answer, and why; returns whether there are any."""
+    failed = [answer.error for answer in answers if answer.error is not None]
+    for error in failed:
+        click.echo(f"latentvirt: {error}", err=True)
+    return bool(failed)

@@ -1,0 +1,206 @@
+"""`latentvirt vm`: the VMs that run on hosts, whichever master's they are."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Sequence
+from typing import Any, TypeVar, cast
+
+import attrs
+import click
+
+from latentvirt import domainxml
+from latentvirt.cli.asking import (
+    EXIT_STATUS,
+    Answer,
+    about_hosts,
+    ask,
+    finish,
+    tell_errors,
+    tell_json,
+    tell_table,
+)
+from latentvirt.config import Connection
+from latentvirt.errors import ConfigError, ForeignDomain, NotFound
+from latentvirt.host import Condition, DomainUse, Driver, Host
+
+T = TypeVar("T")
+
+NO_SUCH_VM = "see which there are: latentvirt vm list --all"
+
+
+ENDS_WITH = "Exit status: 0 done, 1 there is no such VM or it was refused, 2 wrong command line."
+
+
+@attrs.frozen
+class Seen:
+    """One VM at one moment.
+
+    Args:
+        use: what it takes.
+        state: ``running``, ``paused`` (it stands by, or is just being started) or what is wrong with it.
+    """
+
+    use: DomainUse
+    state: str
+
+
+@click.group()
+def vm() -> None:
+    """Look at the VMs that run on hosts, and end one."""
+
+
+async def _look(host: Host) -> list[Seen]:
+    seen = []
+    for use in await host.usage():
+        news = await host.news(use.uuid)
+        if not news.condition.is_end:
+            state = {Condition.RUNNING: "running", Condition.PAUSED: "paused"}
+            seen.append(Seen(use, state.get(news.condition, news.detail)))
+    return seen
+
+
+def _as_json(uri: str, seen: Seen) -> dict[str, Any]:
+    use, owned = seen.use, seen.use.ownership
+    return {
+        "host": uri,
+        "name": use.name,
+        "uuid": use.uuid,
+        "state": seen.state,
+        "memory_mib": use.memory,
+        "vcpus": use.vcpus,
+        "owner": owned.owner if owned else None,
+        "slot": owned.slot if owned else None,
+        "start": owned.start if owned else None,
+    }
+
+
+@vm.command(
+    "list",
+    epilog=EXIT_STATUS,
+)
+@about_hosts
+@click.option("--all", "everyones", is_flag=True, help="Also VMs that are not latentvirt's.")
+@click.option("--json", "as_json", is_flag=True, help="Print a list of objects instead of a table.")
+@click.pass_obj
+def list_(driver: Driver | None, connections: Sequence[Connection], everyones: bool, as_json: bool) -> None:
+    """List latentvirt's VMs: host, name, state, size, and which master's start they are."""
+    answers = finish(connections, lambda: ask(connections, _look, driver))
+    rows = [
+        _as_json(answer.uri, seen)
+        for answer in answers
+        for seen in answer.found or []
+        if everyones or seen.use.ownership is not None
+    ]
+    if as_json:
+        tell_json(rows)
+    else:
+        tell_table(
+            ("HOST", "NAME", "STATE", "MEMORY", "VCPUS", "OWNER", "SLOT", "START"),
+            [
+                (
+                    row["host"],
+                    row["name"],
+                    row["state"],
+                    f"{row['memory_mib']} MiB",
+                    row["vcpus"],
+                    row["owner"],
+                    row["slot"],
+                    row["start"],
+                )
+                for row in rows
+            ],
+        )
+    sys.exit(int(tell_errors(answers)))
+
+
+def _the_one(answers: Sequence[Answer[list[Seen]]], name: str) -> tuple[str, Seen]:
+    found = [(answer.uri, seen) for answer in answers for seen in answer.found or [] if seen.use.name == name]
+    if not found:
+        raise NotFound(f"no VM of the name {name!r} runs on the hosts that answered", remedy=NO_SUCH_VM)
+    if len(found) > 1:
+        raise ConfigError(
+            f"a VM of the name {name!r} runs on each of {', '.join(uri for uri, _ in found)}",
+            remedy="name the host with --connect",
+        )
+    return found[0]
+
+
+async def _find(
+    connections: Sequence[Connection], name: str, driver: Driver | None
+) -> tuple[Connection, Seen]:
+    answers = await ask(connections, _look, driver)
+    try:
+        uri, seen = _the_one(answers, name)
+    except NotFound:
+        tell_errors(answers)  # it may be there
+        raise
+    return next(connection for connection in connections if connection.uri == uri), seen
+
+
+def _only(answers: Sequence[Answer[T]]) -> T:
+    (answer,) = answers
+    if answer.error is not None:
+        raise answer.error
+    return cast(T, answer.found)
+
+
+@vm.command(epilog=ENDS_WITH)
+@click.argument("name")
+@about_hosts
+@click.option("--json", "as_json", is_flag=True, help="Print an object instead of lines.")
+@click.pass_obj
+def show(driver: Driver | None, connections: Sequence[Connection], name: str, as_json: bool) -> None:
+    """Show the VM of the domain NAME: what `list` does, its disks, and what they stand on."""
+
+    async def look() -> dict[str, Any]:
+        connection, seen = await _find(connections, name, driver)
+
+        async def read(host: Host) -> str:
+            return await host.description(seen.use.uuid)
+
+        disks = domainxml.files_of_disks(_only(await ask([connection], read, driver)))
+        return _as_json(connection.uri, seen) | {
+            "disks": [{"target": target, "files": list(files)} for target, files in disks]
+        }
+
+    shown = finish(connections, look)
+    if as_json:
+        tell_json(shown)
+        return
+    for key, value in shown.items():
+        if key != "disks":
+            click.echo(f"{key.replace('_', ' ')}: {'' if value is None else value}".rstrip())
+    for disk in shown["disks"]:
+        click.echo(f"disk {disk['target']}: {' over '.join(disk['files'])}")
+
+
+@vm.command(epilog=ENDS_WITH)
+@click.argument("name")
+@about_hosts
+@click.pass_obj
+def destroy(driver: Driver | None, connections: Sequence[Connection], name: str) -> None:
+    """End the VM of the domain NAME at once, as a power cut does.
+
+    Only latentvirt's VMs are ended. The master whose build has it sees its end, and tries the build again;
+    it removes the VM's files, or the sweep does when that master starts.
+    """
+
+    async def end() -> str:
+        connection, seen = await _find(connections, name, driver)
+        owned = seen.use.ownership
+        if owned is None:
+            raise ForeignDomain(
+                f"the VM {name!r} is not latentvirt's, and was left alone",
+                host=connection.uri,
+                domain=name,
+                remedy=f"end it with: virsh -c '{connection.uri}' destroy '{name}'",
+            )
+
+        async def destroy(host: Host) -> None:
+            await host.destroy(seen.use.uuid, only=owned)
+
+        _only(await ask([connection], destroy, driver))
+        return connection.uri
+
+    click.echo(f"ended {name} on {finish(connections, end)}")

@@ -1,0 +1,51 @@
+"""What a master.cfg says, read without a master: for commands that a person runs beside it."""
+
+from __future__ import annotations
+
+import os
+import warnings
+
+from buildbot.config.errors import ConfigErrors
+from buildbot.config.master import FileLoader
+from buildbot.warnings import ConfigWarning
+
+from latentvirt.config import Connection
+from latentvirt.errors import ConfigError
+from latentvirt.master.arguments import read_arguments
+from latentvirt.master.buildbots import split_arguments
+from latentvirt.master.worker import LibVirtWorker
+
+
+def hosts_in(path: str) -> list[Connection]:
+    """List the hosts that a master.cfg's workers name, each once.
+
+    The file is a program, and is run as ``buildbot checkconfig`` runs it.
+
+    Args:
+        path: of the file, or of the master's directory that it is in.
+
+    Raises:
+        ConfigError: it cannot be read, Buildbot refuses it, or no worker in it is latentvirt's.
+    """
+    file = os.path.join(path, "master.cfg") if os.path.isdir(path) else path
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", ConfigWarning)  # the master itself tells them
+            config = FileLoader(os.path.dirname(os.path.abspath(file)), os.path.basename(file)).loadConfig()
+    except ConfigErrors as error:
+        raise ConfigError(
+            f"{file} cannot be used: {'; '.join(error.errors)}",
+            remedy=f"look at it with: buildbot checkconfig {file}",
+        ) from error
+    workers = [worker for worker in config.workers if isinstance(worker, LibVirtWorker)]
+    if not workers:
+        raise ConfigError(f"no worker in {file} is a LibVirtWorker of latentvirt")
+    found = {connection.uri: connection for worker in workers for connection in _hosts_of(worker)}
+    return list(found.values())
+
+
+def _hosts_of(worker: LibVirtWorker) -> tuple[Connection, ...]:
+    given = worker.getConfigDict()
+    ours, _ = split_arguments(given["kwargs"])
+    password = given["args"][1]
+    return read_arguments(password, **ours).hosts.connections

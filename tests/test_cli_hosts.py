@@ -1,0 +1,248 @@
+"""`latentvirt hosts` and `latentvirt vm`, as a person calls them."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import attrs
+import pytest
+from click.testing import CliRunner, Result
+
+import reactorthread
+from contract.backends import Backend, domain_xml, open_backend
+from latentvirt.cli import main
+from latentvirt.names import METADATA_NAMESPACE, Ownership
+from latentvirt.testing import FakeLibvirt
+
+HERE, THERE = "qemu+ssh://one/system", "qemu+ssh://two/system"
+OURS = Ownership("0123456789abcdef", "slot1", "0a1b2c3d4e5f")
+MASTER_CFG = """
+from buildbot.plugins import schedulers, util
+from latentvirt import Connection, Hosts, LibVirtWorker
+c = BuildmasterConfig = {}
+c['workers'] = [
+    LibVirtWorker('a', 'pass', Hosts(Connection('qemu+ssh://one/system'), Connection('qemu+ssh://two/system')),
+                  base_image='/images/base', size={'memory': 512}),
+    LibVirtWorker('b', 'pass', 'qemu+ssh://one/system', base_image='/images/base'),
+]
+c['builders'] = [util.BuilderConfig(name='x', workernames=['a', 'b'], factory=util.BuildFactory())]
+c['schedulers'] = [schedulers.ForceScheduler(name='force', builderNames=['x'])]
+c['protocols'] = {'pb': {'port': 0}}
+"""
+
+STATIC_ONLY = """
+from buildbot.plugins import schedulers, util, worker
+c = BuildmasterConfig = {}
+c['workers'] = [worker.Worker('a', 'pass')]
+c['builders'] = [util.BuilderConfig(name='x', workernames=['a'], factory=util.BuildFactory())]
+c['schedulers'] = [schedulers.ForceScheduler(name='force', builderNames=['x'])]
+c['protocols'] = {'pb': {'port': 0}}
+"""
+
+
+@pytest.fixture
+def fake() -> FakeLibvirt:
+    """Two hosts, with one VM of latentvirt's and one of a person's on the first."""
+    reactorthread.start()
+    made = FakeLibvirt()
+    mark = (
+        f"<metadata><l:vm xmlns:l='{METADATA_NAMESPACE}' owner='{OURS.owner}' slot='{OURS.slot}' "
+        f"start='{OURS.start}'/></metadata>"
+    )
+    disk = (
+        "<disk type='file'><driver type='qcow2'/><source file='/images/o.vda'/><backingStore type='file'>"
+        "<format type='qcow2'/><source file='/images/base'/><backingStore/></backingStore>"
+        "<target dev='vda'/></disk>"
+    )
+    add(made, HERE, "ours", mark, disk)
+    add(made, HERE, "theirs")
+    made.inspect(THERE)
+    return made
+
+
+def add(fake: FakeLibvirt, uri: str, name: str, mark: str = "", disk: str = "") -> None:
+    """Let a VM run on a host."""
+    host = fake.inspect(uri)
+    host.add_file("/images/o.vda")
+    host.add_file("/images/base")
+    fake.open(uri).createXML(
+        f"<domain type='qemu'><name>{name}</name>{mark}<memory unit='MiB'>256</memory><vcpu>2</vcpu>"
+        f"<os><type>hvm</type></os><devices>{disk}</devices></domain>",
+        0,
+    )
+
+
+def command(fake: FakeLibvirt, *arguments: str) -> Result:
+    """Run it, on fake hosts."""
+    return CliRunner().invoke(main, arguments, obj=fake)
+
+
+def both(*arguments: str) -> tuple[str, ...]:
+    """Add the two hosts to a command."""
+    return (*arguments, "-c", HERE, "-c", THERE)
+
+
+def test_all_hosts_are_seen(fake: FakeLibvirt) -> None:
+    """Each host's versions, size and VMs are in one list."""
+    told = command(fake, *both("hosts", "--json"))
+    assert told.exit_code == 0, told.stderr
+    first, second = json.loads(told.stdout)
+    assert (first["uri"], first["vms"], first["others"]) == (HERE, 1, 1)
+    assert (second["uri"], second["vms"], second["others"]) == (THERE, 0, 0)
+    assert {"libvirt", "qemu", "arch", "kvm", "cpus", "memory_mib", "memory_free_mib"} <= first.keys()
+    lines = command(fake, *both("hosts")).stdout.splitlines()
+    assert lines[0].split()[:3] == ["HOST", "LIBVIRT", "QEMU"]
+    assert [line.split()[0] for line in lines[1:]] == [HERE, THERE]
+
+
+def test_a_host_that_is_down_does_not_hide_the_others(fake: FakeLibvirt) -> None:
+    """What answers is shown, what does not is named with a way out, and the exit status says so."""
+    fake.inspect(THERE).reachable = False
+    for arguments in (("hosts",), ("vm", "list")):
+        told = command(fake, *both(*arguments))
+        assert told.exit_code == 1
+        assert HERE in told.stdout
+        assert THERE not in told.stdout
+        assert f"try: virsh -c '{THERE}' list" in told.stderr
+    first, second = json.loads(command(fake, *both("hosts", "--json")).stdout)
+    assert "error" not in first
+    assert "could not connect" in second["error"]
+
+
+def test_latentvirts_vms_are_listed(fake: FakeLibvirt) -> None:
+    """Whose each VM is, is told; a person's own are there only on request."""
+    (row,) = json.loads(command(fake, *both("vm", "list", "--json")).stdout)
+    assert row.pop("uuid")
+    assert row == {
+        "host": HERE,
+        "name": "ours",
+        "state": "running",
+        "memory_mib": 256,
+        "vcpus": 2,
+        **attrs.asdict(OURS),
+    }
+    told = command(fake, *both("vm", "list"))
+    assert "theirs" not in told.stdout
+    assert told.stdout.splitlines()[1].split()[:3] == [HERE, "ours", "running"]
+    names = {
+        row["name"]: row["owner"]
+        for row in json.loads(command(fake, *both("vm", "list", "--all", "--json")).stdout)
+    }
+    assert names == {"ours": OURS.owner, "theirs": None}
+
+
+def test_a_vm_is_shown_with_what_its_disks_stand_on(fake: FakeLibvirt) -> None:
+    """A person sees which files a VM has."""
+    told = json.loads(command(fake, *both("vm", "show", "ours", "--json")).stdout)
+    assert told["disks"] == [{"target": "vda", "files": ["/images/o.vda", "/images/base"]}]
+    lines = command(fake, *both("vm", "show", "ours")).stdout.splitlines()
+    assert "name: ours" in lines
+    assert "disk vda: /images/o.vda over /images/base" in lines
+
+
+def test_a_vm_is_ended(fake: FakeLibvirt) -> None:
+    """A VM of latentvirt's ends at once, and no other."""
+    told = command(fake, *both("vm", "destroy", "ours"))
+    assert (told.exit_code, told.stdout) == (0, f"ended ours on {HERE}\n")
+    assert fake.inspect(HERE).running() == ["theirs"]
+
+
+@pytest.mark.parametrize("what", ["show", "destroy"])
+def test_a_vm_that_is_not_there_is_named(fake: FakeLibvirt, what: str) -> None:
+    """A name that no host has is refused, and a host that did not answer is named: it may be there."""
+    fake.inspect(THERE).reachable = False
+    told = command(fake, *both("vm", what, "nobody"))
+    assert told.exit_code == 1
+    assert "no VM of the name 'nobody'" in told.stderr
+    assert f"virsh -c '{THERE}'" in told.stderr
+
+
+def test_a_persons_vm_is_not_ended(fake: FakeLibvirt) -> None:
+    """What is not latentvirt's is left alone, and it is said how else to end it."""
+    told = command(fake, *both("vm", "destroy", "theirs"))
+    assert told.exit_code == 1
+    assert f"virsh -c '{HERE}' destroy 'theirs'" in told.stderr
+    assert fake.inspect(HERE).running() == ["ours", "theirs"]
+
+
+def test_a_name_on_two_hosts_is_not_guessed(fake: FakeLibvirt) -> None:
+    """Where two hosts have a VM of one name, none is ended until one host is named."""
+    add(fake, THERE, "theirs")
+    add(fake, HERE, "third")
+    told = command(fake, *both("vm", "destroy", "theirs"))
+    assert told.exit_code == 1
+    assert f"{HERE}, {THERE}" in told.stderr
+    assert "--connect" in told.stderr
+
+
+def test_the_hosts_of_a_master_are_asked(fake: FakeLibvirt, tmp_path: Path) -> None:
+    """With a master.cfg, or the master's directory, all hosts that its workers name are asked, each once."""
+    (tmp_path / "master.cfg").write_text(MASTER_CFG)
+    for path in (tmp_path, tmp_path / "master.cfg"):
+        told = command(fake, "hosts", "--json", "--config", str(path))
+        assert told.exit_code == 0, told.stderr
+        assert [row["uri"] for row in json.loads(told.stdout)] == [HERE, THERE]
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ("c = BuildmasterConfig = {'workers': [1]}", "buildbot checkconfig"),
+        ("raise OSError('no')", "no"),
+        (MASTER_CFG.replace("size={", "sizes={"), "sizes"),
+        (STATIC_ONLY, "no worker in"),
+    ],
+)
+def test_a_bad_master_cfg_is_refused(fake: FakeLibvirt, tmp_path: Path, text: str, said: str) -> None:
+    """A master.cfg that cannot be used is named, with the way to look at it."""
+    (tmp_path / "master.cfg").write_text(text)
+    told = command(fake, "hosts", "--config", str(tmp_path))
+    assert told.exit_code == 1, told.output
+    assert str(tmp_path / "master.cfg") in told.stderr
+    assert said in told.stderr
+
+
+def test_without_options_it_is_as_for_virsh(fake: FakeLibvirt, monkeypatch: pytest.MonkeyPatch) -> None:
+    """LIBVIRT_DEFAULT_URI names the host; else it is the system's for root and the session's for others."""
+    monkeypatch.setenv("LIBVIRT_DEFAULT_URI", THERE)
+    assert json.loads(command(fake, "hosts", "--json").stdout)[0]["uri"] == THERE
+    monkeypatch.delenv("LIBVIRT_DEFAULT_URI")
+    for user, uri in ((0, "qemu:///system"), (1000, "qemu:///session")):
+        monkeypatch.setattr(os, "geteuid", lambda user=user: user)
+        assert json.loads(command(fake, "hosts", "--json").stdout)[0]["uri"] == uri
+
+
+def test_a_bad_uri_is_refused_before_anything_is_asked(fake: FakeLibvirt) -> None:
+    """A URI that cannot be one is named."""
+    told = command(fake, "hosts", "-c", "")
+    assert told.exit_code == 1
+    assert told.stderr.startswith("latentvirt: ")
+
+
+@pytest.mark.libvirt
+def test_a_real_host_from_a_shell(tmp_path: Path) -> None:
+    """The command itself, in a pipe, lists, shows and ends a VM of a real libvirt's."""
+    with open_backend("daemon", tmp_path) as backend:
+        direct = backend.direct()
+        direct.createXML(domain_xml("shell"), 0)
+        run(backend, "hosts")
+        assert run(backend, "vm", "list").splitlines()[1].split()[1:3] == ["shell", "running"]
+        assert json.loads(run(backend, "vm", "show", "shell", "--json"))["memory_mib"] == 128
+        assert run(backend, "vm", "destroy", "shell") == f"ended shell on {backend.uri}\n"
+        assert run(backend, "vm", "list").splitlines()[1:] == []
+
+
+def run(backend: Backend, *arguments: str) -> str:
+    """Run the command on a real libvirt; returns what it printed."""
+    done = subprocess.run(
+        [sys.executable, "-c", "from latentvirt.cli import main; main()", *arguments, "-c", backend.uri],
+        capture_output=True,
+        text=True,
+        timeout=60,
+    )
+    assert (done.returncode, done.stderr) == (0, "")
+    return done.stdout
