@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import json
 import os
+import re
+import shlex
 import subprocess
 import sys
 from pathlib import Path
+from uuid import NAMESPACE_URL, uuid5
 
 import attrs
 import pytest
@@ -18,6 +21,7 @@ from latentvirt.cli import main
 from latentvirt.names import METADATA_NAMESPACE, Ownership
 from latentvirt.testing import FakeLibvirt
 
+EXAMPLES = Path(__file__).resolve().parent.parent / "docs" / "examples"
 HERE, THERE = "qemu+ssh://one/system", "qemu+ssh://two/system"
 OURS = Ownership("0123456789abcdef", "slot1", "0a1b2c3d4e5f")
 MASTER_CFG = """
@@ -69,8 +73,10 @@ def add(fake: FakeLibvirt, uri: str, name: str, mark: str = "", disk: str = "") 
     host = fake.inspect(uri)
     host.add_file("/images/o.vda")
     host.add_file("/images/base")
+    uuid = uuid5(NAMESPACE_URL, name)
     fake.open(uri).createXML(
-        f"<domain type='qemu'><name>{name}</name>{mark}<memory unit='MiB'>256</memory><vcpu>2</vcpu>"
+        f"<domain type='qemu'><name>{name}</name><uuid>{uuid}</uuid>{mark}"
+        "<memory unit='MiB'>256</memory><vcpu>2</vcpu>"
         f"<os><type>hvm</type></os><devices>{disk}</devices></domain>",
         0,
     )
@@ -84,6 +90,23 @@ def command(fake: FakeLibvirt, *arguments: str) -> Result:
 def both(*arguments: str) -> tuple[str, ...]:
     """Add the two hosts to a command."""
     return (*arguments, "-c", HERE, "-c", THERE)
+
+
+def transcript(fake: FakeLibvirt, commands: list[str]) -> str:
+    """Run commands on the fake hosts, and write down what they say as a terminal would show it."""
+    said = ""
+    for line in commands:
+        result = command(fake, *shlex.split(line))
+        said += f"$ latentvirt {line}\n{result.stdout}{result.stderr}"
+    return said
+
+
+def test_the_transcript_is_what_the_commands_say(fake: FakeLibvirt) -> None:
+    """The commands answer as the documentation shows."""
+    shown = (EXAMPLES / "latentvirt-vm.txt").read_text()
+    commands = re.findall(r"^\$ latentvirt (.*)$", shown, re.MULTILINE)
+    assert len(commands) > 3
+    assert transcript(fake, commands) == shown
 
 
 def test_all_hosts_are_seen(fake: FakeLibvirt) -> None:

@@ -17,13 +17,13 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import attrs
+import click
 import pytest
 from buildbot.worker.base import AbstractWorker
 from click.testing import CliRunner
 
 from latentvirt import Connection, Flavor, Image, Size, errors, names
 from latentvirt.cli import main
-from latentvirt.cli.xml import xml
 from latentvirt.master.arguments import OURS, read_arguments
 from latentvirt.master.buildbots import LATENT_ARGUMENTS, split_arguments
 from latentvirt.requirements import AMOUNTS, CRITERIA, choose_flavor, read_requirements
@@ -211,9 +211,24 @@ def test_the_numbers_are_the_programs() -> None:
     assert {key: real.get(key) for key in told} == told
 
 
+def commands_of(group: click.Group) -> Iterator[click.Command]:
+    """List a group's commands, those of its groups included."""
+    for command in group.commands.values():
+        if isinstance(command, click.Group):
+            yield from commands_of(command)
+        else:
+            yield command
+
+
 def test_the_commands_options_are_documented_and_no_others() -> None:
-    """The reference names each option of `latentvirt xml`."""
-    options = {option for parameter in xml.params for option in parameter.opts if option.startswith("--")}
+    """The reference names each option of each command."""
+    options = {
+        option
+        for command in commands_of(main)
+        for parameter in command.params
+        for option in parameter.opts
+        if option.startswith("--")
+    }
     documented = " ".join(terms(page("reference/command.rst")))
     assert set(re.findall(r"--[a-z-]+", documented)) == options
 

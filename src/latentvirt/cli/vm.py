@@ -168,9 +168,9 @@ def show(driver: Driver | None, connections: Sequence[Connection], name: str, as
     if as_json:
         tell_json(shown)
         return
-    for key, value in shown.items():
-        if key != "disks":
-            click.echo(f"{key.replace('_', ' ')}: {'' if value is None else value}".rstrip())
+    shown["memory"] = f"{shown.pop('memory_mib')} MiB"
+    for key in ("host", "name", "uuid", "state", "memory", "vcpus", "owner", "slot", "start"):
+        click.echo(f"{key}: {'' if shown[key] is None else shown[key]}".rstrip())
     for disk in shown["disks"]:
         click.echo(f"disk {disk['target']}: {' over '.join(disk['files'])}")
 
