@@ -25,7 +25,7 @@ FLOORS = (
     {"preparing", "listening"},
     {"frozen"},
     {"planning"},
-    {"describing", "sweep"},
+    {"abandoned", "describing", "sweep"},
     {"images"},
     {"storage"},
     {"host"},

@@ -8,6 +8,7 @@ import click
 
 from latentvirt._version import __version__
 from latentvirt.cli.hosts import hosts
+from latentvirt.cli.sweep import sweep
 from latentvirt.cli.vm import vm
 from latentvirt.cli.xml import xml
 from latentvirt.errors import LatentvirtError
@@ -37,5 +38,5 @@ def main() -> None:
     """
 
 
-for command in (hosts, vm, xml):
+for command in (hosts, sweep, vm, xml):
     main.add_command(command)
