@@ -4,14 +4,17 @@ from __future__ import annotations
 
 import json
 import os
+import pty
 import re
 import shlex
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 from uuid import NAMESPACE_URL, uuid5
 
 import attrs
+import libvirt
 import pytest
 from click.testing import CliRunner, Result
 
@@ -20,6 +23,9 @@ from contract.backends import Backend, domain_xml, open_backend
 from latentvirt.cli import main
 from latentvirt.names import METADATA_NAMESPACE, Ownership
 from latentvirt.testing import FakeLibvirt
+
+LEAVE = b"\x1d"
+"""Ctrl and ], as a terminal sends them."""
 
 EXAMPLES = Path(__file__).resolve().parent.parent / "docs" / "examples"
 HERE, THERE = "qemu+ssh://one/system", "qemu+ssh://two/system"
@@ -244,6 +250,49 @@ def test_a_bad_uri_is_refused_before_anything_is_asked(fake: FakeLibvirt) -> Non
     told = command(fake, "hosts", "-c", "")
     assert told.exit_code == 1
     assert told.stderr.startswith("latentvirt: ")
+
+
+def test_without_virsh_it_is_said_how_to_get_it(fake: FakeLibvirt, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Consoles are virsh's; where it is missing, its package is named."""
+    monkeypatch.setenv("PATH", "/nonexistent")
+    told = command(fake, *both("vm", "console", "ours"))
+    assert told.exit_code == 1
+    assert "libvirt-clients" in told.stderr
+
+
+@pytest.mark.libvirt
+def test_a_console_on_a_terminal(tmp_path: Path) -> None:
+    """A VM's console is on the person's terminal, also if somebody had it, which is said."""
+    with open_backend("daemon", tmp_path) as backend:
+        direct = backend.direct()
+        first = terminal(backend, direct.createXML(domain_xml("alone"), libvirt.VIR_DOMAIN_START_PAUSED))
+        assert "latentvirt-busybox: up" in first
+        assert "somebody else" not in first
+        taken = direct.createXML(domain_xml("taken"), libvirt.VIR_DOMAIN_START_PAUSED)
+        somebody = direct.newStream()
+        taken.openConsole(None, somebody, 0)
+        second = terminal(backend, taken)
+        assert "somebody else has the console of taken; it is taken over" in second
+        assert "latentvirt-busybox: up" in second
+
+
+def terminal(backend: Backend, domain: Any) -> str:
+    """Open a paused VM's console on a terminal, let it run, and return what is seen until its guest is up."""
+    far, near = pty.openpty()
+    program = "from latentvirt.cli import main; main()"
+    arguments = [sys.executable, "-c", program, "vm", "console", domain.name(), "-c", backend.uri]
+    child = subprocess.Popen(arguments, stdin=near, stdout=near, stderr=near, start_new_session=True)
+    os.close(near)
+    seen = b""
+    while b"Escape character" not in seen:
+        seen += os.read(far, 4096)
+    domain.resume()
+    while b"latentvirt-busybox: up" not in seen:
+        seen += os.read(far, 4096)
+    os.write(far, LEAVE)
+    assert child.wait(timeout=60) == 0
+    os.close(far)
+    return seen.decode(errors="replace")
 
 
 @pytest.mark.libvirt

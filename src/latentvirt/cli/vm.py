@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import shutil
 import sys
 from collections.abc import Sequence
 from typing import Any, TypeVar, cast
@@ -21,7 +23,7 @@ from latentvirt.cli.asking import (
     tell_table,
 )
 from latentvirt.config import Connection
-from latentvirt.errors import ConfigError, ForeignDomain, NotFound
+from latentvirt.errors import ConfigError, ForeignDomain, HostError, HostUnreachable, NotFound
 from latentvirt.host import Condition, DomainUse, Driver, Host
 
 T = TypeVar("T")
@@ -204,3 +206,41 @@ def destroy(driver: Driver | None, connections: Sequence[Connection], name: str)
         return connection.uri
 
     click.echo(f"ended {name} on {finish(connections, end)}")
+
+
+@vm.command(epilog="Exit status: that of virsh; 1 there is no such VM, or no virsh; 2 wrong command line.")
+@click.argument("name")
+@about_hosts
+@click.pass_obj
+def console(driver: Driver | None, connections: Sequence[Connection], name: str) -> None:
+    """Open the serial console of the VM of the domain NAME, by virsh; Ctrl and ] leave it.
+
+    If somebody has the console, it is taken over: a build whose VM is just being started goes on without what
+    the guest would have written to its page.
+    """
+    virsh = shutil.which("virsh")
+    if virsh is None:
+        raise ConfigError(
+            "there is no virsh here, which shows consoles",
+            remedy="install it (libvirt-clients on Debian, libvirt-client on Fedora)",
+        )
+
+    async def look() -> tuple[str, bool]:
+        connection, seen = await _find(connections, name, driver)
+
+        async def is_taken(host: Host) -> bool:
+            try:
+                stream = await host.open_console(seen.use.uuid, lambda _: None, lambda: None)
+            except HostUnreachable:
+                raise
+            except HostError:
+                return True
+            await host.close_stream(stream)
+            return False
+
+        return connection.uri, _only(await ask([connection], is_taken, driver))
+
+    uri, taken = finish(connections, look)
+    if taken:
+        click.echo(f"latentvirt: somebody else has the console of {name}; it is taken over", err=True)
+    os.execv(virsh, [virsh, "-c", uri, "console", "--force", name])
