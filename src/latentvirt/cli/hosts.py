@@ -67,7 +67,7 @@ def _version(number: int) -> str:
     return f"{major}.{minor}.{release}"
 
 
-@click.command(epilog=EXIT_STATUS)
+@click.command(short_help="Show hosts: libvirt, KVM, size, VMs.", epilog=EXIT_STATUS)
 @about_hosts
 @click.option("--json", "as_json", is_flag=True, help="Print a list of objects instead of a table.")
 @click.pass_obj

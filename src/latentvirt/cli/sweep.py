@@ -38,7 +38,7 @@ def _owner(_: click.Context, __: click.Parameter, given: Sequence[str]) -> Seque
     return given
 
 
-@click.command(epilog=EXIT_STATUS)
+@click.command(short_help="Remove what dead masters left.", epilog=EXIT_STATUS)
 @about_hosts
 @click.option("--dry-run", is_flag=True, help="Only say what would be removed.")
 @click.option(

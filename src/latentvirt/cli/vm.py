@@ -77,10 +77,7 @@ def _as_json(uri: str, seen: Seen) -> dict[str, Any]:
     }
 
 
-@vm.command(
-    "list",
-    epilog=EXIT_STATUS,
-)
+@vm.command("list", short_help="List VMs.", epilog=EXIT_STATUS)
 @about_hosts
 @click.option("--all", "everyones", is_flag=True, help="Also VMs that are not latentvirt's.")
 @click.option("--json", "as_json", is_flag=True, help="Print a list of objects instead of a table.")
@@ -147,7 +144,7 @@ def _only(answers: Sequence[Answer[T]]) -> T:
     return cast(T, answer.found)
 
 
-@vm.command(epilog=ENDS_WITH)
+@vm.command(short_help="Show one VM and its disks.", epilog=ENDS_WITH)
 @click.argument("name")
 @about_hosts
 @click.option("--json", "as_json", is_flag=True, help="Print an object instead of lines.")
@@ -177,7 +174,7 @@ def show(driver: Driver | None, connections: Sequence[Connection], name: str, as
         click.echo(f"disk {disk['target']}: {' over '.join(disk['files'])}")
 
 
-@vm.command(epilog=ENDS_WITH)
+@vm.command(short_help="End a VM at once.", epilog=ENDS_WITH)
 @click.argument("name")
 @about_hosts
 @click.pass_obj
@@ -208,7 +205,10 @@ def destroy(driver: Driver | None, connections: Sequence[Connection], name: str)
     click.echo(f"ended {name} on {finish(connections, end)}")
 
 
-@vm.command(epilog="Exit status: that of virsh; 1 there is no such VM, or no virsh; 2 wrong command line.")
+@vm.command(
+    short_help="Open a VM's serial console.",
+    epilog="Exit status: that of virsh; 1 there is no such VM, or no virsh; 2 wrong command line.",
+)
 @click.argument("name")
 @about_hosts
 @click.pass_obj

@@ -38,7 +38,8 @@ DOMAIN_CAPABILITIES_ROOT = "domainCapabilities"
 
 
 @click.command(
-    epilog="Exit status: 0 printed, 1 the XML was refused (with the reason), 2 wrong command line."
+    short_help="Print the domain XML of a start.",
+    epilog="Exit status: 0 printed, 1 the XML was refused (with the reason), 2 wrong command line.",
 )
 @click.argument("file", type=click.File("r", encoding="utf-8"), required=False)
 @click.option("--generate", is_flag=True, help="Generate a domain instead of reading one.")
