@@ -213,10 +213,12 @@ def test_the_numbers_are_the_programs() -> None:
 
 def commands_of(group: click.Group) -> Iterator[click.Command]:
     """List a group's commands, those of its groups included."""
-    for command in group.commands.values():
+    context = click.Context(group)
+    for name in group.list_commands(context):
+        command = group.get_command(context, name)
         if isinstance(command, click.Group):
             yield from commands_of(command)
-        else:
+        elif command is not None:
             yield command
 
 

@@ -2,23 +2,35 @@
 
 from __future__ import annotations
 
+import importlib
 from typing import Any
 
 import click
 
 from latentvirt._version import __version__
-from latentvirt.cli.hosts import hosts
-from latentvirt.cli.sweep import sweep
-from latentvirt.cli.vm import vm
-from latentvirt.cli.xml import xml
 from latentvirt.errors import LatentvirtError
 
 EXIT_REFUSED = 1
 """What was asked for was refused, or failed; a wrong command line exits with 2, which is click's own."""
 
 
+COMMANDS = ("hosts", "sweep", "vm", "xml")
+"""Each is in the module of its name, loaded when it is asked for: not all need libvirt or Buildbot."""
+
+
 class Commands(click.Group):
     """A group of commands whose refusals are a sentence on standard error instead of a traceback."""
+
+    def list_commands(self, ctx: click.Context) -> list[str]:
+        """Name the commands."""
+        return list(COMMANDS)
+
+    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
+        """Load a command."""
+        if cmd_name not in COMMANDS:
+            return None
+        command: click.Command = getattr(importlib.import_module(f"{__name__}.{cmd_name}"), cmd_name)
+        return command
 
     def invoke(self, ctx: click.Context) -> Any:
         """Run the command that was asked for."""
@@ -36,7 +48,3 @@ def main() -> None:
 
     Exit status: 0 done, 1 refused or failed (the reason is on standard error), 2 wrong command line.
     """
-
-
-for command in (hosts, sweep, vm, xml):
-    main.add_command(command)
