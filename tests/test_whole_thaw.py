@@ -214,6 +214,7 @@ def test_two_hundred_builds_in_a_row_on_one_slot(stage: Stage, tmp_path: Path) -
     given = stage.given("minion1", stage.images, stage.debian, start="auto")
     config = f"""
 import hashlib
+from latentvirt.host.link import CALLS_AT_A_TIME
 from latentvirt.guest import Identity
 identities = Identity.__init__
 
@@ -241,7 +242,8 @@ builder('b', ['minion1'], {LOOK!r})
         only_frozen(stage, master)
         assert frozen(stage) == images
         threads, files, memory = held(master)
-        assert threads <= settled[0]
+        # A host's threads are begun when as many calls are under way at once for the first time.
+        assert threads < settled[0] + CALLS_AT_A_TIME
         assert files <= settled[1] + 2  # two requests of ours may be open
         assert memory <= settled[2] * 1.1
         passwords = (master.folder / "passwords").read_text().split()
