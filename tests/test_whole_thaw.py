@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 
 import scenes
+from latentvirt.host.link import CALLS_AT_A_TIME
 from masters import SUCCESS, Master
 from privatelibvirt import loopback_sshd
 from scenes import Fingerprint, Stage, running
@@ -214,7 +215,6 @@ def test_two_hundred_builds_in_a_row_on_one_slot(stage: Stage, tmp_path: Path) -
     given = stage.given("minion1", stage.images, stage.debian, start="auto")
     config = f"""
 import hashlib
-from latentvirt.host.link import CALLS_AT_A_TIME
 from latentvirt.guest import Identity
 identities = Identity.__init__
 
