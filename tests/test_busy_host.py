@@ -73,6 +73,14 @@ def opens(fake: FakeLibvirt) -> int:
     return fake.inspector.trouble.calls.count("open")
 
 
+def closings(fake: FakeLibvirt) -> Heard[str]:
+    """Hear of connections that are closed."""
+    closed = Heard[str]()
+    for _ in range(MOST_CONNECTIONS):
+        fake.inspector.trouble.before_next("close", lambda: closed("closed"))
+    return closed
+
+
 def test_few_calls_share_a_connection(fake: FakeLibvirt, host: Host) -> None:
     """As many calls as one connection takes do not open another."""
     busy = Busy(fake, host, CALLS_AT_A_TIME)
@@ -123,9 +131,7 @@ def test_connections_that_nobody_needs_are_closed(
 ) -> None:
     """Further connections go after a while without calls, the first one stays, and more may come later."""
     monkeypatch.setattr("latentvirt.host.further.IDLE_S", 0.05)
-    closed = Heard[str]()
-    for _ in range(MOST_CONNECTIONS):
-        fake.inspector.trouble.before_next("close", lambda: closed("closed"))
+    closed = closings(fake)
     busy = Busy(fake, host, MORE_THAN_ALL)
     busy.until_under_way(MOST_CONNECTIONS * CALLS_AT_A_TIME)
     busy.end()
@@ -143,9 +149,7 @@ def test_a_domain_keeps_the_connection_that_made_it(
 ) -> None:
     """The connection over which a VM was made stays as long as the VM, with its console."""
     monkeypatch.setattr("latentvirt.host.further.IDLE_S", 0.05)
-    closed = Heard[str]()
-    for _ in range(MOST_CONNECTIONS):
-        fake.inspector.trouble.before_next("close", lambda: closed("closed"))
+    closed = closings(fake)
     busy = Busy(fake, host, MOST_CONNECTIONS * CALLS_AT_A_TIME - 1)
     busy.until_under_way(MOST_CONNECTIONS * CALLS_AT_A_TIME - 1)
     created = run(host.create(XML, name="guest"))  # over the last one, where there is a place

@@ -252,6 +252,17 @@ def test_a_bad_uri_is_refused_before_anything_is_asked(fake: FakeLibvirt) -> Non
     assert told.stderr.startswith("latentvirt: ")
 
 
+def test_a_vm_without_a_console_is_not_said_to_be_somebodys(
+    fake: FakeLibvirt, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Where there is no console to open, that is what is said, and not that somebody else has it."""
+    monkeypatch.setattr("shutil.which", lambda name: f"/nonexistent/{name}")
+    told = command(fake, *both("vm", "console", "ours"))
+    assert told.exit_code == 1
+    assert "has no serial console" in told.stderr
+    assert "somebody else" not in told.stderr
+
+
 def test_without_virsh_it_is_said_how_to_get_it(fake: FakeLibvirt, monkeypatch: pytest.MonkeyPatch) -> None:
     """Consoles are virsh's; where it is missing, its package is named."""
     monkeypatch.setenv("PATH", "/nonexistent")

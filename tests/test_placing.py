@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import attrs
 import libvirt
 import pytest
 from buildbot.interfaces import (
@@ -165,6 +166,20 @@ def test_a_promise_holds_its_room_before_the_start(master: StageMaster) -> None:
     for worker in made[:6]:
         start(worker)
     assert running(master) == [2, 2, 2]
+
+
+def test_a_promise_on_a_host_that_was_removed_is_not_kept(master: StageMaster) -> None:
+    """A build whose worker may not use the promised host any more goes to one that it may use."""
+    (worker,) = workers(master, 1, Hosts(Connection(FIRST), Connection(SECOND)))
+    assert may(worker)
+    placing = master.hub.placing
+    (promised,) = (uri for uri, record in master.hub.records.items() if record.reserved)
+    other = SECOND if promised == FIRST else FIRST
+    need = worker._last_need
+    assert need is not None
+    taken = on_reactor(lambda: placing.take(attrs.evolve(need, hosts=Hosts(Connection(other)))))
+    assert taken is not None
+    assert taken.host.uri == other
 
 
 def test_hosts_are_filled_one_after_the_other_if_asked_to(master: StageMaster) -> None:

@@ -33,7 +33,6 @@ from rich.table import Table  # noqa: E402
 from twisted.internet import defer, task  # noqa: E402
 
 from latentvirt.config import Connection  # noqa: E402
-from latentvirt.host.link import CALLS_AT_A_TIME  # noqa: E402
 from latentvirt.hosts import Hosts  # noqa: E402
 
 WORKERS = 50
@@ -42,8 +41,8 @@ P99_TARGET_MS = 10.0
 MAX_ABOVE_PEER_MS = 25.0
 
 
-async def with_latentvirt() -> tuple[list[float], int]:
-    """Start and stop all workers once; returns the beats' lateness and how many libvirt calls it took."""
+async def with_latentvirt() -> tuple[list[float], int, int]:
+    """Start and stop all workers once; returns the beats' lateness, how many calls, how many at a time."""
     simulation = Simulation(Hosts(Connection("qemu:///system")))
     await simulation.begin(WORKERS)
     before = sum(map(len, simulation.inside.calls()))
@@ -59,8 +58,9 @@ async def with_latentvirt() -> tuple[list[float], int]:
     await simulation.stop_all()
     heart.stop()
     calls = sum(map(len, simulation.inside.calls())) - before
+    (at_a_time,) = simulation.inside.most_busy()
     await simulation.end()
-    return heart.late_ms, calls
+    return heart.late_ms, calls, at_a_time
 
 
 async def bench(rounds: int) -> dict[str, Any]:
@@ -69,10 +69,10 @@ async def bench(rounds: int) -> dict[str, Any]:
     peers: list[float] = []
     calls = 0
     for number in range(rounds):
-        late, calls = await with_latentvirt()
+        late, calls, at_a_time = await with_latentvirt()
         ours += late
         print(f"round {number + 1}: latentvirt, {calls} calls: {summary(late)}", file=sys.stderr)
-        late = await threads_and_sleeps([(calls, CALLS_AT_A_TIME)])
+        late = await threads_and_sleeps([(calls, at_a_time)])
         peers += late
         print(f"round {number + 1}: the same threads and sleeps alone: {summary(late)}", file=sys.stderr)
     result: dict[str, Any] = summary(ours)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import posixpath
 from collections.abc import Callable
+from typing import Any
 from xml.sax.saxutils import escape
 
 import pytest
@@ -59,13 +60,18 @@ def test_two_that_prepare_at_once(backend: Backend, host: Host, storage: Storage
         run(at_once())
 
 
-def test_a_pool_that_somebody_made_anew_is_ours_all_the_same(backend: Backend, storage: Storage) -> None:
-    """When our pool was ended and made again behind us, under its name, files are made in it as before."""
+def _as_somebody_else(backend: Backend, storage: Storage) -> tuple[Any, Any]:
+    """Make a file in our pool, and return another program's connection and that pool as it sees it."""
     if isinstance(backend, Embed):
         pytest.skip("there are no pools")
     run(storage.create_overlay(NAME, _base(backend), 4 * MIB))
     person = backend.direct()
-    pool = person.storagePoolLookupByName(pool_name(OWNER, backend.images))
+    return person, person.storagePoolLookupByName(pool_name(OWNER, backend.images))
+
+
+def test_a_pool_that_somebody_made_anew_is_ours_all_the_same(backend: Backend, storage: Storage) -> None:
+    """When our pool was ended and made again behind us, under its name, files are made in it as before."""
+    person, pool = _as_somebody_else(backend, storage)
     pool.destroy()
     target = f"<target><path>{storage.directory}</path></target>"
     person.storagePoolCreateXML(f"<pool type='dir'><name>{pool.name()}</name>{target}</pool>", 0)
@@ -75,11 +81,7 @@ def test_a_pool_that_somebody_made_anew_is_ours_all_the_same(backend: Backend, s
 
 def test_a_pool_that_somebody_stopped_is_started(backend: Backend, storage: Storage) -> None:
     """When somebody defined our pool and stopped it, it is started again for the next file."""
-    if isinstance(backend, Embed):
-        pytest.skip("there are no pools")
-    run(storage.create_overlay(NAME, _base(backend), 4 * MIB))
-    person = backend.direct()
-    pool = person.storagePoolLookupByName(pool_name(OWNER, backend.images))
+    person, pool = _as_somebody_else(backend, storage)
     person.storagePoolDefineXML(pool.XMLDesc(0), 0)
     pool.destroy()
     try:

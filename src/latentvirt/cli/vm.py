@@ -10,6 +10,7 @@ from typing import Any, TypeVar, cast
 
 import attrs
 import click
+from twisted.internet import defer
 
 from latentvirt import domainxml
 from latentvirt.cli.asking import (
@@ -29,9 +30,10 @@ from latentvirt.host import Condition, DomainUse, Driver, Host
 T = TypeVar("T")
 
 NO_SUCH_VM = "see which there are: latentvirt vm list --all"
-
-
 ENDS_WITH = "Exit status: 0 done, 1 there is no such VM or it was refused, 2 wrong command line."
+
+
+STATES = {Condition.RUNNING: "running", Condition.PAUSED: "paused"}
 
 
 @attrs.frozen
@@ -53,13 +55,13 @@ def vm() -> None:
 
 
 async def _look(host: Host) -> list[Seen]:
-    seen = []
-    for use in await host.usage():
-        news = await host.news(use.uuid)
-        if not news.condition.is_end:
-            state = {Condition.RUNNING: "running", Condition.PAUSED: "paused"}
-            seen.append(Seen(use, state.get(news.condition, news.detail)))
-    return seen
+    found = await host.usage()
+    fares = await defer.gatherResults([defer.ensureDeferred(host.news(use.uuid)) for use in found])
+    return [
+        Seen(use, STATES.get(news.condition, news.detail))
+        for use, news in zip(found, fares, strict=True)
+        if not news.condition.is_end
+    ]
 
 
 def _as_json(uri: str, seen: Seen) -> dict[str, Any]:
@@ -229,6 +231,8 @@ def console(driver: Driver | None, connections: Sequence[Connection], name: str)
         connection, seen = await _find(connections, name, driver)
 
         async def is_taken(host: Host) -> bool:
+            if not domainxml.console_of(await host.description(seen.use.uuid)):
+                raise NotFound(f"the VM {name!r} has no serial console", remedy="give its XML a <serial>")
             try:
                 stream = await host.open_console(seen.use.uuid, lambda _: None, lambda: None)
             except HostUnreachable:

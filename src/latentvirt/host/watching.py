@@ -91,10 +91,8 @@ class Watches:
     async def _state(self, uuid: str) -> DomainNews:
         """Look how a domain fares."""
         try:
-            return await self._link.call(
-                "look at a domain again",
-                lambda opened: news_from_state(opened.connection.lookupByUUIDString(uuid)),
-                deadline_s=self._link.deadlines.call,
+            return await self._link.on_domain(
+                "look at a domain again", uuid, news_from_state, deadline_s=self._link.deadlines.call
             )
         except NotFound:
             return GONE

@@ -145,7 +145,12 @@ class Placing:
             The host; None if there is no room.
         """
         promised = self._promised.get(need.worker)
-        if promised is not None and need.worker in promised.reserved and promised.host.uri not in avoid:
+        if (
+            promised is not None
+            and need.worker in promised.reserved
+            and promised.host.uri not in avoid
+            and any(promised.host.uri == connection.uri for connection in need.hosts.connections)
+        ):
             return promised
         if need.hosts.is_one and not avoid:
             return self._hub.know(need.hosts)[0]  # a build that Buildbot starts without asking
