@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+import weakref
 from collections.abc import Callable
 from typing import Any
 
@@ -53,6 +54,24 @@ def _outcome(done: Deferred[Any]) -> Heard[Any]:
 def _fails_with(heard: Heard[Any], kind: type[Exception], words: str = "") -> bool:
     (failure,) = heard.all
     return isinstance(failure, Failure) and bool(failure.check(kind)) and words in str(failure.value)
+
+
+def test_a_failure_keeps_nothing_that_the_call_worked_with(reactor: Reactor) -> None:
+    """A failed call frees its libvirt handles at once: freed later, they would wipe out another's reason."""
+    handles: list[weakref.ref[Heard[int]]] = []
+
+    def fail(_: Any) -> None:
+        handle: Heard[int] = Heard()
+        handles.append(weakref.ref(handle))
+        try:
+            raise KeyError(handle.all)
+        except KeyError as error:
+            raise HostUnreachable("away") from error
+
+    heard = _outcome(Lane("the-host", reactor, 1).run_seated("fail", fail, deadline_s=PATIENCE_S))
+    reactor.take_up()
+    assert _fails_with(heard, HostUnreachable, "away")
+    assert handles[0]() is None
 
 
 def test_a_call_returns_its_result(reactor: Reactor) -> None:

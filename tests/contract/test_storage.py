@@ -60,6 +60,26 @@ def test_two_that_prepare_at_once(backend: Backend, host: Host, storage: Storage
         run(at_once())
 
 
+def test_one_that_prepares_while_others_look(backend: Backend, host: Host, storage: Storage) -> None:
+    """A start that needs our directory is not disturbed by those who look what there is in it."""
+
+    async def look() -> None:
+        try:
+            await open_storage(host, OWNER, backend.images).names()
+        except NotFound:
+            pass  # it looked before the directory was made
+
+    async def at_once() -> None:
+        preparing = open_storage(host, OWNER, backend.images).prepare()
+        waiting = [defer.ensureDeferred(one) for one in (look(), preparing, look())]  # type: ignore[arg-type]
+        for result, failure in await defer.DeferredList(waiting, consumeErrors=True):
+            assert result, failure
+
+    for _ in range(ROUNDS):
+        run(storage.remove())
+        run(at_once())
+
+
 def _as_somebody_else(backend: Backend, storage: Storage) -> tuple[Any, Any]:
     """Make a file in our pool, and return another program's connection and that pool as it sees it."""
     if isinstance(backend, Embed):

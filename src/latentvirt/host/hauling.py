@@ -17,6 +17,7 @@ from twisted.python.failure import Failure
 from latentvirt.errors import HostTimeout, HostUnreachable, LatentvirtError
 from latentvirt.host.codes import error_from
 from latentvirt.host.driver import Driver
+from latentvirt.host.lane import let_go
 
 T = TypeVar("T")
 
@@ -205,6 +206,7 @@ class Haulage:
         try:
             result = self._move(what, move, haul)
         except BaseException as error:  # whatever it is, it belongs to the caller, not to this thread
+            let_go(error)
             result = Failure(error)
         self._reactor.callFromThread(self._returned, haul, done, result)
 

@@ -7,6 +7,7 @@ and the master its exit. Here it costs one host one place.
 from __future__ import annotations
 
 import threading
+import traceback
 from collections import deque
 from collections.abc import Callable
 from functools import partial
@@ -235,6 +236,7 @@ class Lane:
             try:
                 result = job.call(place.seat.connection)
             except BaseException as error:  # whatever it is, it belongs to the caller, not to this thread
+                let_go(error)
                 result = Failure(error)
             returned = partial(self._returned, place, job, result)
             self._reactor.callFromThread(self._pace.hand_on, returned)
@@ -264,6 +266,24 @@ class Lane:
             self._dispatch()
         else:
             place.inbox.put(None)
+
+
+def let_go(error: BaseException) -> None:
+    """Make an error hold on to nothing that the calls it came through worked with.
+
+    libvirt keeps the reason of a failure per thread, and wipes it out whenever a handle is freed there: one
+    that waits in an error's frames for the garbage collector may be freed just when another call has failed,
+    and before libvirt-python has asked why.
+
+    Args:
+        error: was caught where it leaves the thread.
+    """
+    passed: list[BaseException] = []
+    cause: BaseException | None = error
+    while cause is not None and cause not in passed:
+        traceback.clear_frames(cause.__traceback__)
+        passed.append(cause)
+        cause = cause.__cause__ or cause.__context__
 
 
 def _ignored() -> defer.Deferred[Any]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import posixpath
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -19,18 +20,38 @@ from latentvirt.names import is_look_pool
 DIRECTORY_MODE = "0711"
 """QEMU's user must pass through our directory, and nobody needs to list it."""
 
+POOL_TRIES = 10
+"""How often a pool is tried to be made where others make it at the same moment."""
+POOL_PAUSE_S = 0.05
+"""Pause before such a try: what is in the way is there for a moment, as a pool over no directory is."""
+
 _AVAILABLE = 3
 """Where the free bytes stand in what libvirt tells of a pool."""
 
 
 def ensure_pool(connection: Any, name: str, path: str, *, make: bool) -> None:
     """See to the active pool over a directory, and to the directory itself if it may be made."""
-    try:
-        _ensure_pool(connection, name, path, libvirt.VIR_STORAGE_POOL_CREATE_WITH_BUILD if make else 0)
-    except libvirt.libvirtError as error:
-        if not make and _says_no_such_file(error):
-            raise NotFound(f"there is no directory {path}", code=error.get_error_code()) from error
-        raise
+    flags = libvirt.VIR_STORAGE_POOL_CREATE_WITH_BUILD if make else 0
+    for tries_left in reversed(range(POOL_TRIES)):
+        try:
+            _ensure_pool(connection, name, path, flags)
+        except libvirt.libvirtError as error:
+            if not make and _says_no_such_file(error):
+                raise NotFound(f"there is no directory {path}", code=error.get_error_code()) from error
+            if not tries_left or not _says_another_makes_it(error):
+                raise
+            time.sleep(POOL_PAUSE_S)
+        else:
+            break
+
+
+def _says_another_makes_it(error: libvirt.libvirtError) -> bool:
+    """Whether two that make one pool may be told this; libvirt has no code of its own for that."""
+    return error.get_error_code() in (
+        libvirt.VIR_ERR_OPERATION_FAILED,
+        libvirt.VIR_ERR_OPERATION_INVALID,
+        libvirt.VIR_ERR_NO_STORAGE_POOL,
+    ) or _says_no_such_file(error)  # who gives up takes the other's state file along
 
 
 def _ensure_pool(connection: Any, name: str, path: str, flags: int) -> None:
@@ -45,16 +66,7 @@ def _ensure_pool(connection: Any, name: str, path: str, flags: int) -> None:
             raise
         if flags:
             _check_folder(connection, posixpath.dirname(path), f"{name}-look")
-        try:
-            connection.storagePoolCreateXML(xml, flags)
-        except libvirt.libvirtError:
-            # Another start made it meanwhile: libvirt has no code of its own for that, so look again.
-            try:
-                there = bool(connection.storagePoolLookupByName(name).isActive())
-            except libvirt.libvirtError:
-                there = False
-            if not there:
-                raise
+        connection.storagePoolCreateXML(xml, flags)
         return
     if not pool.isActive():
         pool.create(flags)
