@@ -152,7 +152,7 @@ STEPS = [
 @pytest.mark.parametrize("step", STEPS)
 def test_a_step_that_fails_leaves_nothing(scene: Scene, step: str) -> None:
     """Whatever libvirt refuses during a start, nothing of the start is left, and a retry goes well."""
-    scene.inspector.trouble.fail_next(step, libvirt.VIR_ERR_OPERATION_FAILED)
+    scene.inspector.trouble.fail_next(step, libvirt.VIR_ERR_INTERNAL_ERROR)
     machine = scene.machine()
     with pytest.raises(HostError) as caught:
         run(machine.start())
