@@ -6,16 +6,13 @@ import os
 import shutil
 import sys
 from collections.abc import Sequence
-from typing import Any, TypeVar, cast
+from typing import Any
 
-import attrs
 import click
-from twisted.internet import defer
 
 from latentvirt import domainxml
 from latentvirt.cli.asking import (
     EXIT_STATUS,
-    Answer,
     about_hosts,
     ask,
     finish,
@@ -23,45 +20,19 @@ from latentvirt.cli.asking import (
     tell_json,
     tell_table,
 )
+from latentvirt.cli.finding import ENDS_WITH, Seen, find, look_at_vms, only
+from latentvirt.cli.grouping import LazyGroup
 from latentvirt.config import Connection
 from latentvirt.errors import ConfigError, ForeignDomain, HostError, HostUnreachable, NotFound
-from latentvirt.host import Condition, DomainUse, Driver, Host
+from latentvirt.host import Driver, Host
 
-T = TypeVar("T")
-
-NO_SUCH_VM = "see which there are: latentvirt vm list --all"
-ENDS_WITH = "Exit status: 0 done, 1 there is no such VM or it was refused, 2 wrong command line."
+FURTHER: dict[str, str] = {}
+"""The commands that are in modules of their own, under the command's name, with that module."""
 
 
-STATES = {Condition.RUNNING: "running", Condition.PAUSED: "paused"}
-
-
-@attrs.frozen
-class Seen:
-    """One VM at one moment.
-
-    Args:
-        use: what it takes.
-        state: ``running``, ``paused`` (it stands by, or is just being started) or what is wrong with it.
-    """
-
-    use: DomainUse
-    state: str
-
-
-@click.group()
+@click.group(cls=LazyGroup, further=FURTHER)
 def vm() -> None:
     """Look at the VMs that run on hosts, and end one."""
-
-
-async def _look(host: Host) -> list[Seen]:
-    found = await host.usage()
-    fares = await defer.gatherResults([defer.ensureDeferred(host.news(use.uuid)) for use in found])
-    return [
-        Seen(use, STATES.get(news.condition, news.detail))
-        for use, news in zip(found, fares, strict=True)
-        if not news.condition.is_end
-    ]
 
 
 def _as_json(uri: str, seen: Seen) -> dict[str, Any]:
@@ -86,7 +57,7 @@ def _as_json(uri: str, seen: Seen) -> dict[str, Any]:
 @click.pass_obj
 def list_(driver: Driver | None, connections: Sequence[Connection], everyones: bool, as_json: bool) -> None:
     """List latentvirt's VMs: host, name, state, size, and which master's start they are."""
-    answers = finish(connections, lambda: ask(connections, _look, driver))
+    answers = finish(connections, lambda: ask(connections, look_at_vms, driver))
     rows = [
         _as_json(answer.uri, seen)
         for answer in answers
@@ -115,37 +86,6 @@ def list_(driver: Driver | None, connections: Sequence[Connection], everyones: b
     sys.exit(int(tell_errors(answers)))
 
 
-def _the_one(answers: Sequence[Answer[list[Seen]]], name: str) -> tuple[str, Seen]:
-    found = [(answer.uri, seen) for answer in answers for seen in answer.found or [] if seen.use.name == name]
-    if not found:
-        raise NotFound(f"no VM of the name {name!r} runs on the hosts that answered", remedy=NO_SUCH_VM)
-    if len(found) > 1:
-        raise ConfigError(
-            f"a VM of the name {name!r} runs on each of {', '.join(uri for uri, _ in found)}",
-            remedy="name the host with --connect",
-        )
-    return found[0]
-
-
-async def _find(
-    connections: Sequence[Connection], name: str, driver: Driver | None
-) -> tuple[Connection, Seen]:
-    answers = await ask(connections, _look, driver)
-    try:
-        uri, seen = _the_one(answers, name)
-    except NotFound:
-        tell_errors(answers)  # it may be there
-        raise
-    return next(connection for connection in connections if connection.uri == uri), seen
-
-
-def _only(answers: Sequence[Answer[T]]) -> T:
-    (answer,) = answers
-    if answer.error is not None:
-        raise answer.error
-    return cast(T, answer.found)
-
-
 @vm.command(short_help="Show one VM and its disks.", epilog=ENDS_WITH)
 @click.argument("name")
 @about_hosts
@@ -155,12 +95,12 @@ def show(driver: Driver | None, connections: Sequence[Connection], name: str, as
     """Show the VM of the domain NAME: what `list` does, its disks, and what they stand on."""
 
     async def look() -> dict[str, Any]:
-        connection, seen = await _find(connections, name, driver)
+        connection, seen = await find(connections, name, driver)
 
         async def read(host: Host) -> str:
             return await host.description(seen.use.uuid)
 
-        disks = domainxml.files_of_disks(_only(await ask([connection], read, driver)))
+        disks = domainxml.files_of_disks(only(await ask([connection], read, driver)))
         return _as_json(connection.uri, seen) | {
             "disks": [{"target": target, "files": list(files)} for target, files in disks]
         }
@@ -188,7 +128,7 @@ def destroy(driver: Driver | None, connections: Sequence[Connection], name: str)
     """
 
     async def end() -> str:
-        connection, seen = await _find(connections, name, driver)
+        connection, seen = await find(connections, name, driver)
         owned = seen.use.ownership
         if owned is None:
             raise ForeignDomain(
@@ -201,7 +141,7 @@ def destroy(driver: Driver | None, connections: Sequence[Connection], name: str)
         async def destroy(host: Host) -> None:
             await host.destroy(seen.use.uuid, only=owned)
 
-        _only(await ask([connection], destroy, driver))
+        only(await ask([connection], destroy, driver))
         return connection.uri
 
     click.echo(f"ended {name} on {finish(connections, end)}")
@@ -228,7 +168,7 @@ def console(driver: Driver | None, connections: Sequence[Connection], name: str)
         )
 
     async def look() -> tuple[str, bool]:
-        connection, seen = await _find(connections, name, driver)
+        connection, seen = await find(connections, name, driver)
 
         async def is_taken(host: Host) -> bool:
             if not domainxml.console_of(await host.description(seen.use.uuid)):
@@ -242,7 +182,7 @@ def console(driver: Driver | None, connections: Sequence[Connection], name: str)
             await host.close_stream(stream)
             return False
 
-        return connection.uri, _only(await ask([connection], is_taken, driver))
+        return connection.uri, only(await ask([connection], is_taken, driver))
 
     uri, taken = finish(connections, look)
     if taken:

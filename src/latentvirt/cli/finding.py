@@ -1,0 +1,88 @@
+"""Finding a VM by its name on the hosts that a command is about."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TypeVar, cast
+
+import attrs
+from twisted.internet import defer
+
+from latentvirt.cli.asking import Answer, ask, tell_errors
+from latentvirt.config import Connection
+from latentvirt.errors import ConfigError, NotFound
+from latentvirt.host import Condition, DomainUse, Driver, Host
+
+T = TypeVar("T")
+
+NO_SUCH_VM = "see which there are: latentvirt vm list --all"
+ENDS_WITH = "Exit status: 0 done, 1 there is no such VM or it was refused, 2 wrong command line."
+
+STATES = {Condition.RUNNING: "running", Condition.PAUSED: "paused"}
+
+
+@attrs.frozen
+class Seen:
+    """One VM at one moment.
+
+    Args:
+        use: what it takes.
+        state: ``running``, ``paused`` (it stands by, or is just being started) or what is wrong with it.
+    """
+
+    use: DomainUse
+    state: str
+
+
+async def look_at_vms(host: Host) -> list[Seen]:
+    """List the VMs that run on a host, or are paused, whoever's they are."""
+    found = await host.usage()
+    fares = await defer.gatherResults([defer.ensureDeferred(host.news(use.uuid)) for use in found])
+    return [
+        Seen(use, STATES.get(news.condition, news.detail))
+        for use, news in zip(found, fares, strict=True)
+        if not news.condition.is_end
+    ]
+
+
+def _the_one(answers: Sequence[Answer[list[Seen]]], name: str) -> tuple[str, Seen]:
+    found = [(answer.uri, seen) for answer in answers for seen in answer.found or [] if seen.use.name == name]
+    if not found:
+        raise NotFound(f"no VM of the name {name!r} runs on the hosts that answered", remedy=NO_SUCH_VM)
+    if len(found) > 1:
+        raise ConfigError(
+            f"a VM of the name {name!r} runs on each of {', '.join(uri for uri, _ in found)}",
+            remedy="name the host with --connect",
+        )
+    return found[0]
+
+
+async def find(
+    connections: Sequence[Connection], name: str, driver: Driver | None
+) -> tuple[Connection, Seen]:
+    """Find one VM.
+
+    Args:
+        connections: the hosts that it may be on.
+        name: of its domain.
+        driver: opens connections; libvirt's own if None.
+
+    Raises:
+        NotFound: it is on none of those that answered.
+        ConfigError: several have one.
+    """
+    answers = await ask(connections, look_at_vms, driver)
+    try:
+        uri, seen = _the_one(answers, name)
+    except NotFound:
+        tell_errors(answers)  # it may be there
+        raise
+    return next(connection for connection in connections if connection.uri == uri), seen
+
+
+def only(answers: Sequence[Answer[T]]) -> T:
+    """Return what the one host said that was asked, or raise why it said nothing."""
+    (answer,) = answers
+    if answer.error is not None:
+        raise answer.error
+    return cast(T, answer.found)
