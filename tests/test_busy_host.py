@@ -101,8 +101,11 @@ def test_many_calls_get_more_connections_up_to_a_limit(fake: FakeLibvirt, host: 
 def test_without_more_connections_the_calls_wait(fake: FakeLibvirt, host: Host) -> None:
     """A host that lets nobody in any more serves its calls over the connection that there is."""
     fake.inspector.reachable = False
+    tried = Heard[str]()
+    fake.inspector.trouble.before_next("open", lambda: tried("open"))
     busy = Busy(fake, host, MORE_THAN_ALL)
     busy.until_under_way(CALLS_AT_A_TIME)
+    tried.until(lambda all: bool(all))
     busy.end()
     assert opens(fake) == 2
 

@@ -41,28 +41,31 @@ run_on() {
     local name=$1 python=$2 constraints=${3:-/dev/null} folder=$ROOT/.cache/venvs/$1 stamp
     stamp=$({ cat "$ROOT/setup.cfg" "$constraints"; "$python" -VV; echo "$folder"; } | sha256sum)
     if [ "$(cat "$folder/latentvirt-stamp" 2>/dev/null)" != "$stamp" ]; then
-        phase "environment for $name" make_environment "$folder" "$python" "$constraints"
+        # Where a caller asks for the status, bash does not stop at what fails.
+        phase "environment for $name" make_environment "$folder" "$python" "$constraints" || return
         echo "$stamp" >"$folder/latentvirt-stamp"
     fi
     phase "quick tests on $name" "$folder/bin/python" -m pytest "${QUICK_ONLY[@]}" "${SIDE_BY_SIDE[@]}"
 }
 
 make_environment() {
-    "$2" -m venv --clear "$1"
-    "$1/bin/python" -m pip install --disable-pip-version-check -c "$3" --editable "$ROOT[test]"
+    "$2" -m venv --clear "$1" &&
+        "$1/bin/python" -m pip install --disable-pip-version-check -c "$3" --editable "$ROOT[test]"
 }
 
 # test_other_pythons default|all: the oldest Python with the oldest libraries; with all, every Python too.
+# All of them are tested, whichever fail.
 test_other_pythons() {
-    local versions ours version oldest constraints=$ROOT/.cache/lowest.txt
+    local failed=0 versions ours version oldest constraints=$ROOT/.cache/lowest.txt
     mapfile -t versions < <(installed_versions)
     ours=$("$PYTHON" -c 'import sys; print("%d.%d" % sys.version_info[:2])')
     oldest=$(find_python "${versions[0]}")
     lowest_constraints >"$constraints"
-    run_on "python${versions[0]}-lowest" "$oldest" "$constraints"
+    run_on "python${versions[0]}-lowest" "$oldest" "$constraints" || failed=1
     for version in "${versions[@]}"; do
         if [ "$1" = all ] && [ "$version" != "$ours" ]; then
-            run_on "python$version" "$(find_python "$version")"
+            run_on "python$version" "$(find_python "$version")" || failed=1
         fi
     done
+    return $failed
 }
