@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from latentvirt._version import __version__
 from latentvirt.config import Connection, Flavor, Image, Size
+from latentvirt.devices import Disk, Nic
 from latentvirt.hosts import Hosts
 
 if TYPE_CHECKING:
@@ -17,11 +18,13 @@ if TYPE_CHECKING:
 
 __all__ = [
     "Connection",
+    "Disk",
     "Flavor",
     "HostState",
     "Hosts",
     "Image",
     "LibVirtWorker",
+    "Nic",
     "Size",
     "__version__",
     "drain",

@@ -16,7 +16,7 @@ import attrs
 from latentvirt.config import BYTES_PER_MIB
 from latentvirt.errors import BadFrozenImage, ImageError, LatentvirtError, NotFound
 from latentvirt.names import FileName
-from latentvirt.planning import Plan
+from latentvirt.planning import Plan, PlannedDisk
 from latentvirt.storage import Storage
 
 MEMORY = "ram"
@@ -76,13 +76,13 @@ class FrozenImage:
         """The file that its UEFI variables are in, if it has any."""
         return FileName(self.slot, self.start, "vars", VARS)
 
-    def disk(self, target: str) -> FileName:
+    def disk(self, disk: PlannedDisk) -> FileName:
         """The file that one of its disks is in."""
-        return FileName(self.slot, self.start, "overlay", target)
+        return FileName(self.slot, self.start, disk.kind, disk.target)
 
     def files(self, plan: Plan) -> list[FileName]:
         """List its files but the marker."""
-        files = [self.memory, *(self.disk(disk.target) for disk in plan.disks)]
+        files = [self.memory, *(self.disk(disk) for disk in plan.disks)]
         return [*files, self.vars] if plan.has_vars else files
 
 

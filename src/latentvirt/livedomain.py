@@ -165,6 +165,7 @@ class LiveDomain:
             vars_path=vars_path,
             channel=self._has_channel,
             metadata_auth=(auth.name, auth.password, auth.master) if auth else None,
+            own_cards=domainxml.OwnCards(self.host.uri, self.plan.spec.own_cards),
         )
 
     async def _create(self, xml: str, *, fresh_vars: bool) -> Created:

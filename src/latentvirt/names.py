@@ -21,9 +21,14 @@ OWNER_PATTERN = re.compile(r"[0-9a-f]{16}")
 START_PATTERN = re.compile(r"[0-9a-f]{12}")
 SLOT_PATTERN = re.compile(r"[A-Za-z0-9_-]{1,64}")
 
+MAC_PREFIX = "52:54"
+"""What the addresses that we make up begin with; as an address, it is nobody's."""
+
+MAC_DIGITS = 8
+
 _DIRECTORY = re.compile(rf"latentvirt-({OWNER_PATTERN.pattern})")
 _FILE = re.compile(
-    rf"({SLOT_PATTERN.pattern})\.({START_PATTERN.pattern})\.(overlay|vars|memory|frozen)"
+    rf"({SLOT_PATTERN.pattern})\.({START_PATTERN.pattern})\.(overlay|disk|vars|memory|frozen)"
     r"\.([A-Za-z0-9_-]{1,64})"
 )
 _LOOK_POOL = re.compile(rf"latentvirt-(?:{OWNER_PATTERN.pattern}|images)-[0-9a-f]{{8}}-look")
@@ -62,8 +67,9 @@ class FileName:
     Args:
         slot: as in `Ownership`.
         start: as in `Ownership`.
-        kind: ``overlay`` for a disk's, ``vars`` for UEFI variables, ``memory`` for a frozen guest's,
-            ``frozen`` for the empty file that makes all of a start's files a frozen image.
+        kind: ``overlay`` for a disk's, ``disk`` for that of a disk which begins empty, ``vars`` for UEFI
+            variables, ``memory`` for a frozen guest's, ``frozen`` for the empty file that makes all of a
+            start's files a frozen image.
         target: the disk's target (``vda``), ``nvram``, ``ram``, or what a frozen image is valid for.
     """
 
@@ -142,3 +148,16 @@ def slot_of_number(number: int) -> str:
 def generated_domain_name(owner: str, slot: str) -> str:
     """Name the domain that is generated for a slot."""
     return f"latentvirt-{owner}-{slot}"
+
+
+def mac_of_slot(host: str, owner: str, slot: str, number: int) -> str:
+    """Make up a network card's address: always the same for a slot, so that networks know its VM again.
+
+    Args:
+        host: the host's URI.
+        owner: whose slot it is.
+        slot: the place on that host.
+        number: which of its cards, counted from 0.
+    """
+    digest = hashlib.sha256(f"{host} {owner} {slot} {number}".encode()).hexdigest()[:MAC_DIGITS]
+    return ":".join([MAC_PREFIX, *(digest[place : place + 2] for place in range(0, MAC_DIGITS, 2))])

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import hashlib
 import json
+from collections.abc import Iterator
 
 import attrs
 
 from latentvirt import domainxml
 from latentvirt.config import BYTES_PER_MIB
 from latentvirt.describing import describe, own_name
+from latentvirt.domainxml.rewrite import OVERLAY_FORMAT
 from latentvirt.errors import HostError, HostUnreachable, NotFresh
 from latentvirt.guest import PROTOCOL
 from latentvirt.host import Host
@@ -24,17 +26,24 @@ LINEAGE_LENGTH = 8
 
 @attrs.frozen(kw_only=True)
 class PlannedDisk:
-    """A disk that gets an overlay.
+    """A disk that gets a file of its own at each start.
 
     Args:
         target: its name in the domain.
-        chain: the images that the overlay stands on.
+        chain: the images that its overlay stands on; no layers for a disk that begins empty.
         capacity: bytes that the guest is to see.
+        format: of the file.
     """
 
     target: str
     chain: Chain
     capacity: int
+    format: str = OVERLAY_FORMAT
+
+    @property
+    def kind(self) -> str:
+        """Of what kind its file is, as in `FileName`."""
+        return "overlay" if self.chain.layers else "disk"
 
 
 @attrs.frozen(kw_only=True)
@@ -44,7 +53,7 @@ class Plan:
     Args:
         spec: what the VM is to be; its kind is known by now.
         xml: the domain's description before ours; the name in it may not be the one that a start gives it.
-        disks: those that get an overlay.
+        disks: those that get a file of their own.
         has_vars: whether each start gets a file for its UEFI variables.
         hindrance: why such a VM cannot be frozen; None if it can, as far as is known before it was tried.
         fingerprint: digest of all that its memory image depends on; empty if it cannot be frozen.
@@ -73,18 +82,19 @@ async def plan(host: Host, storage: Storage | None, spec: MachineSpec) -> Plan:
         ImageError: an image that an overlay is to stand on is not there.
         ForeignDomain: the domain is to be predefined, and is not.
     """
-    xml = await describe(host, spec)
+    described = await describe(host, spec)
+    xml, extra = domainxml.with_devices(described, spec.disks, spec.networks)
     if storage is None or not spec.proven:
         return _without_files(spec, xml)
     domainxml.check(
-        xml,
+        described,
         base_image=spec.base_image,
         hd_image=spec.hd_image,
         allow_shared=spec.allow_shared,
         own_uuid=spec.own_uuid,
     )
     await storage.prepare()
-    disks = await _disks(host, storage, spec, xml)
+    disks = (*await _disks(host, storage, spec, described), *_empty_disks(spec, extra))
     hindrance = _hindrance(spec, xml)
     return Plan(
         spec=spec,
@@ -134,6 +144,12 @@ async def _disks(host: Host, storage: Storage, spec: MachineSpec, xml: str) -> t
     return tuple(disks)
 
 
+def _empty_disks(spec: MachineSpec, targets: tuple[str, ...]) -> Iterator[PlannedDisk]:
+    for target, disk in zip(targets, spec.disks, strict=True):
+        capacity = disk.mib * BYTES_PER_MIB
+        yield PlannedDisk(target=target, chain=Chain((), capacity, ""), capacity=capacity, format=disk.format)
+
+
 async def _path_of(host: Host, source: domainxml.DiskSource) -> str:
     if source.kind == "volume":
         return await host.volume_path(source.pool, source.path)
@@ -180,13 +196,15 @@ async def _content(storage: Storage, path: str) -> str:
 
 def _lineage(spec: MachineSpec) -> str:
     named = spec.kind != "generated"
-    parts = {
+    parts: dict[str, object] = {
         "domain": own_name(spec) if named else "",
         "xml": spec.xml,
         "base": spec.base_image if spec.image is None else str(spec.image),
         "size": None if named else attrs.astuple(spec.size),
-        "generated": None if named else (spec.network, spec.virt_type),
+        "generated": None if named else (spec.network.text, spec.virt_type),
     }
+    if spec.disks or spec.networks:
+        parts["extra"] = [str(one) for one in (*spec.disks, *spec.networks)]
     return _digest(parts, LINEAGE_LENGTH)
 
 

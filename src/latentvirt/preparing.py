@@ -1,4 +1,4 @@
-"""The files of a start: an overlay for each disk that its guest writes to, and one for its UEFI variables."""
+"""The files of a start: one for each disk that its guest writes to, and one for its UEFI variables."""
 
 from __future__ import annotations
 
@@ -31,10 +31,13 @@ async def make_files(
     """
     overlays = []
     for disk in plan.disks:
-        name = FileName(ownership.slot, ownership.start, "overlay", disk.target)
+        name = FileName(ownership.slot, ownership.start, disk.kind, disk.target)
         will_make(name)
-        made = await storage.create_overlay(name, disk.chain.layers[0], disk.capacity)
-        overlays.append(domainxml.Overlay(disk.target, made, disk.chain.layers))
+        if disk.chain.layers:
+            made = await storage.create_overlay(name, disk.chain.layers[0], disk.capacity)
+        else:
+            made = await storage.create_disk(name, disk.format, disk.capacity)
+        overlays.append(domainxml.Overlay(disk.target, made, disk.chain.layers, disk.format))
     if not plan.has_vars:
         return overlays, None
     name = FileName(ownership.slot, ownership.start, "vars", VARS)
@@ -60,7 +63,7 @@ async def make_files_over(
     """
     overlays = []
     for disk in plan.disks:
-        below = domainxml.Layer(storage.path_of(image.disk(disk.target)), "qcow2", ours=True)
+        below = domainxml.Layer(storage.path_of(image.disk(disk)), disk.format, ours=True)
         name = FileName(ownership.slot, ownership.start, "overlay", disk.target)
         will_make(name)
         made = await storage.create_overlay(name, below, disk.capacity)

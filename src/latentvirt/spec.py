@@ -8,6 +8,7 @@ from typing import Literal
 import attrs
 
 from latentvirt.config import Image, Size
+from latentvirt.devices import USER_NETWORK, Disk, Nic
 
 Kind = Literal["auto", "predefined", "xml", "generated"]
 IdentityMode = Literal["auto", "channel", "static", "metadata"]
@@ -19,6 +20,10 @@ def image_folder(hd_image: str | None, base_image: str | None) -> str | None:
     """Say in which folder on the host our own directory goes; None if no image is named."""
     image = hd_image or base_image
     return posixpath.dirname(image) if image else None
+
+
+def _as_nic(given: str | Nic) -> Nic:
+    return Nic(given) if isinstance(given, str) else given
 
 
 @attrs.frozen(kw_only=True)
@@ -37,13 +42,15 @@ class MachineSpec:
         images: the folder on the host for our own directory; None for that of the images named.
         base_format: ``qcow2``, ``raw``... as in libvirt's XML; None asks the host.
         size: of a generated domain.
-        network: a libvirt network's name, or ``user`` for user-mode networking; generated domains only.
+        network: a generated domain's first network card; a libvirt network's name, or ``user``, will do.
         virt_type: ``kvm``, ``qemu`` (emulation), or ``auto``: kvm where it really works.
         identity: how the guest learns who it is.
         allow_shared: names of things that may outlive a start although the guest writes to them: a disk's
             target (``vdb``), a folder's target directory, ``nvram``, ``tpm``, ``nvdimm``, ``shmem``,
             ``qemu:commandline``.
         start: ``boot``, ``thaw`` (boot only to make the frozen image), or ``auto``: thaw where that works.
+        disks: those that it has besides, empty at each start, as `read_disks` returns them.
+        networks: the network cards that it has besides.
     """
 
     worker: str
@@ -55,16 +62,23 @@ class MachineSpec:
     images: str | None = None
     base_format: str | None = None
     size: Size = attrs.field(factory=Size)
-    network: str = "user"
+    network: Nic = attrs.field(default=Nic(USER_NETWORK), converter=_as_nic)
     virt_type: VirtType = "auto"
     identity: IdentityMode = "auto"
     allow_shared: frozenset[str] = frozenset()
     start: StartMode = "auto"
+    disks: tuple[Disk, ...] = ()
+    networks: tuple[Nic, ...] = ()
 
     @property
     def folder(self) -> str | None:
         """The folder on the host in which our own directory goes; None if no image is named."""
         return self.images or image_folder(self.hd_image, self.base_image)
+
+    @property
+    def own_cards(self) -> int:
+        """How many of its network cards, from the last one on, are not as a person's XML says."""
+        return len(self.networks) + (self.kind == "generated")
 
     @property
     def own_uuid(self) -> bool:

@@ -13,6 +13,7 @@ from lxml import etree
 from latentvirt import domainxml
 from latentvirt.capabilities import HostCapabilities, cpu_features_of, read_capabilities
 from latentvirt.config import Size
+from latentvirt.devices import Disk, Nic, read_disks, read_nics
 from latentvirt.errors import ConfigError
 from latentvirt.names import (
     FileName,
@@ -61,6 +62,21 @@ DOMAIN_CAPABILITIES_ROOT = "domainCapabilities"
 @click.option("--base-format", default="qcow2", show_default=True, help="Format of the base image.")
 @click.option("--network", default="user", show_default=True, help="libvirt's network; generated only.")
 @click.option(
+    "--disk",
+    "disks",
+    multiple=True,
+    metavar="SIZE[,KEY=VALUE]...",
+    help="An extra disk, such as `10GiB,serial=data`; keys are those of Disk. Repeat it for more.",
+)
+@click.option(
+    "--nic",
+    "nics",
+    multiple=True,
+    metavar="[NETWORK][,KEY=VALUE]...",
+    help="An extra network card, such as `lab` or `bridge=br0,model=e1000e`; keys are those of Nic. Repeat "
+    "it for more.",
+)
+@click.option(
     "--virt-type",
     type=click.Choice(["auto", "kvm", "qemu"]),
     default="auto",
@@ -80,6 +96,8 @@ def xml(
     base_image: str | None,
     base_format: str,
     network: str,
+    disks: Sequence[str],
+    nics: Sequence[str],
     virt_type: VirtType,
     allow_shared: Sequence[str],
 ) -> None:
@@ -115,6 +133,9 @@ def xml(
             base_image=base_image,
             base_format=base_format,
             allow_shared=frozenset(allow_shared),
+            disks=read_disks([_device(one, "size") for one in disks]),
+            nics=read_nics([_device(one, "network") for one in nics]),
+            own_cards=len(nics) + (file is None),
         ),
         nl=False,
     )
@@ -130,6 +151,9 @@ def preview(
     base_image: str | None,
     base_format: str,
     allow_shared: frozenset[str],
+    disks: tuple[Disk, ...] = (),
+    nics: tuple[Nic, ...] = (),
+    own_cards: int = 0,
 ) -> str:
     """Make the XML of a start whose owner and start ids are zeros.
 
@@ -155,6 +179,11 @@ def preview(
             overlays.append(domainxml.Overlay(disk.target, path("overlay", disk.target), (layer,)))
         if domainxml.uses_vars(text) and "nvram" not in allow_shared:
             vars_path = path("vars", "nvram")
+    if disks and base_image is None:
+        raise ConfigError("extra disks need a base image", remedy="give --base-image")
+    text, targets = domainxml.with_devices(text, disks, nics)
+    for target, extra in zip(targets, disks, strict=True):
+        overlays.append(domainxml.Overlay(target, path("disk", target), (), extra.format))
     fresh = not predefined and domainxml.has_emulated_tpm(text)
     return domainxml.rewrite(
         text,
@@ -163,7 +192,25 @@ def preview(
         ownership=ownership,
         overlays=overlays,
         vars_path=vars_path,
+        own_cards=domainxml.OwnCards("", own_cards),
     )
+
+
+def _device(text: str, first: str) -> dict[str, object]:
+    """Read what an option says of a disk or a network card.
+
+    Raises:
+        ConfigError: it has something that is no key and its value.
+    """
+    said: dict[str, object] = {}
+    for number, part in enumerate(text.split(",")):
+        key, equals, value = part.partition("=")
+        if not equals and number == 0:
+            key, value = first, part
+        elif not equals:
+            raise ConfigError(f"{part!r} is no key=value", remedy="write it as in 10GiB,serial=data,count=2")
+        said[key] = int(value) if key == "count" and value.isdecimal() else value
+    return said
 
 
 def capabilities_from(texts: Sequence[str]) -> HostCapabilities:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from latentvirt.domainxml.adding import with_devices
 from latentvirt.domainxml.check import check
 from latentvirt.domainxml.disks import DiskSource, WritableDisk, writable_disks
 from latentvirt.domainxml.freezing import essence, files_read, hindrance
@@ -20,13 +21,14 @@ from latentvirt.domainxml.parse import (
 )
 from latentvirt.domainxml.problems import Problem, refuse
 from latentvirt.domainxml.prove import prove
-from latentvirt.domainxml.rewrite import Layer, Overlay, files_of_disks, rewrite
+from latentvirt.domainxml.rewrite import Layer, Overlay, OwnCards, files_of_disks, rewrite
 
 __all__ = [
     "DiskSource",
     "Layer",
     "NetworkUse",
     "Overlay",
+    "OwnCards",
     "Problem",
     "WritableDisk",
     "check",
@@ -50,5 +52,6 @@ __all__ = [
     "rewrite",
     "uses_vars",
     "vcpus_of",
+    "with_devices",
     "writable_disks",
 ]

@@ -8,6 +8,8 @@ from lxml import etree
 
 from latentvirt.capabilities import PANIC_X86, HostCapabilities, is_x86
 from latentvirt.config import Size
+from latentvirt.devices import Nic, read_nic
+from latentvirt.domainxml.adding import interface_element
 from latentvirt.domainxml.parse import Element, serialise
 from latentvirt.domainxml.remembering import remembered
 from latentvirt.names import CHANNEL_PORT
@@ -17,8 +19,6 @@ SYSTEM_DISK = "vda"
 PLACEHOLDER = "/latentvirt/the-overlay-of-this-start"
 """Source of the generated system disk: nothing is there, so a domain with that disk cannot start."""
 
-USER_NETWORK = "user"
-
 
 @remembered
 def generate(
@@ -27,7 +27,7 @@ def generate(
     uuid: str,
     capabilities: HostCapabilities,
     size: Size,
-    network: str,
+    network: str | Nic,
     virt_type: Literal["auto", "kvm", "qemu"],
 ) -> str:
     """Describe a domain for a host.
@@ -37,7 +37,7 @@ def generate(
         uuid: the domain's UUID.
         capabilities: what the host can do.
         size: memory and processors; the disk's size is its overlay's affair.
-        network: name of a libvirt network, or ``user``.
+        network: its network card, or the name of a libvirt network, or ``user``.
         virt_type: ``kvm`` or ``qemu``, or ``auto`` for kvm where it really works.
 
     Returns:
@@ -64,7 +64,7 @@ def generate(
     _add(root, "on_poweroff", "destroy")
     _add(root, "on_reboot", "restart")
     _add(root, "on_crash", "destroy")
-    _add_devices(_add(root, "devices"), capabilities, network)
+    _add_devices(_add(root, "devices"), capabilities, read_nic(network))
     etree.indent(root, "  ")
     return serialise(root)
 
@@ -83,7 +83,7 @@ def _add_os(root: Element, capabilities: HostCapabilities) -> None:
     _add(os, "boot", dev="hd")
 
 
-def _add_devices(devices: Element, capabilities: HostCapabilities, network: str) -> None:
+def _add_devices(devices: Element, capabilities: HostCapabilities, nic: Nic) -> None:
     _add(devices, "emulator", capabilities.emulator)
     disk = _add(devices, "disk", type="file", device="disk")
     # Without an error policy a full disk pauses the guest, which is noticed; other errors the guest sees.
@@ -91,11 +91,7 @@ def _add_devices(devices: Element, capabilities: HostCapabilities, network: str)
     _add(disk, "source", file=PLACEHOLDER)
     _add(disk, "target", dev=SYSTEM_DISK, bus="virtio")
     _add(devices, "controller", type="usb", model="none")
-    user = network == USER_NETWORK
-    interface = _add(devices, "interface", type="user" if user else "network")
-    if not user:
-        _add(interface, "source", network=network)
-    _add(interface, "model", type="virtio")
+    devices.append(interface_element(nic))
     _add(devices, "serial", type="pty")
     _add(devices, "console", type="pty")
     for port in (AGENT_PORT, CHANNEL_PORT):

@@ -8,7 +8,7 @@ from latentvirt.domainxml.disks import is_written, source_of, target_of
 from latentvirt.domainxml.freshness import NVRAM, has_vars, problems_in
 from latentvirt.domainxml.ownership import ownership_in
 from latentvirt.domainxml.parse import Element, parse
-from latentvirt.domainxml.rewrite import OVERLAY_FORMAT, Overlay, chain_of
+from latentvirt.domainxml.rewrite import Overlay, chain_of
 from latentvirt.errors import NotProven
 from latentvirt.names import Ownership
 
@@ -73,8 +73,8 @@ def _disks(root: Element, overlays: Sequence[Overlay], allow_shared: frozenset[s
 def _overlay(disk: Element, overlay: Overlay) -> Iterator[str]:
     source, chain = source_of(disk), chain_of(disk)
     here = None if source is None else (source.kind, source.path, source.format)
-    if here != ("file", overlay.path, OVERLAY_FORMAT):
-        yield f"disk {overlay.target} is on {here} instead of its overlay {overlay.path}"
+    if here != ("file", overlay.path, overlay.format):
+        yield f"disk {overlay.target} is on {here} instead of its own file {overlay.path}"
     if chain != overlay.chain:
         yield f"disk {overlay.target} stands on {chain} instead of {overlay.chain}"
     if disk.find("mirror") is not None:

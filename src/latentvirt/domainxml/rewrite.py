@@ -8,6 +8,7 @@ from typing import Literal, TypeAlias
 import attrs
 from lxml import etree
 
+from latentvirt.domainxml.adding import give_macs
 from latentvirt.domainxml.disks import PATH_ATTRIBUTE, source_of, target_of
 from latentvirt.domainxml.ownership import set_auth, set_ownership
 from latentvirt.domainxml.parse import Element, append, ensure, insert, line_of, parse, remove, serialise
@@ -52,13 +53,28 @@ class Overlay:
 
     Args:
         target: the disk's name in the domain.
-        path: qcow2 file made for this start.
-        chain: all that it stands on, nearest first.
+        path: file made for this start.
+        chain: all that it stands on, nearest first; empty for a disk that began empty.
+        format: of the file.
     """
 
     target: str
     path: str
     chain: tuple[Layer, ...]
+    format: str = OVERLAY_FORMAT
+
+
+@attrs.frozen
+class OwnCards:
+    """Which network cards of a domain get addresses of its place on the host, where they have none.
+
+    Args:
+        host: the host's URI.
+        count: how many, from the last one on.
+    """
+
+    host: str
+    count: int
 
 
 def rewrite(
@@ -72,6 +88,7 @@ def rewrite(
     channel: bool = True,
     metadata_auth: tuple[str, str, str] | None = None,
     relabel_off: Sequence[str] = RELABELLING_MODELS,
+    own_cards: OwnCards | None = None,
 ) -> str:
     """Make the XML of one start; all that is not named here stays as it was.
 
@@ -85,6 +102,7 @@ def rewrite(
         channel: whether the guest gets the port over which it learns who it is.
         metadata_auth: worker's name, password and master for the in-tree worker's metadata element.
         relabel_off: security models that must leave the images below the overlays as they are.
+        own_cards: the network cards that are not the person's own.
 
     Raises:
         BadXML: the XML cannot be read, or lacks an overlay's disk.
@@ -100,6 +118,8 @@ def rewrite(
         _set_overlay(_disk(root, overlay.target), overlay, _models_to_switch_off(root, relabel_off))
     if vars_path is not None:
         _set_vars(root, vars_path)
+    if own_cards is not None:
+        give_macs(root, own_cards.host, ownership.owner, ownership.slot, own_cards.count)
     for tag, changes in ENDINGS.items():
         for ending in root.findall(tag):
             action = (ending.text or "").strip()
@@ -147,7 +167,7 @@ def _set_overlay(disk: Element, overlay: Overlay, models: Sequence[str]) -> None
         insert(disk, 0, driver)
         position += 1
     driver.set("name", "qemu")
-    driver.set("type", OVERLAY_FORMAT)
+    driver.set("type", overlay.format)
     source = etree.Element("source", file=overlay.path)
     insert(disk, min(position, len(disk)), source)
     insert(disk, disk.index(source) + 1, etree.Element("backingStore"))

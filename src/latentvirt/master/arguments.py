@@ -12,8 +12,11 @@ from buildbot.interfaces import IRenderable
 from latentvirt import domainxml
 from latentvirt.aliases import check_alias
 from latentvirt.config import Connection, Flavor, Image, Size, check_flavors
+from latentvirt.devices import USER_NETWORK, Nic, read_disks, read_nic, read_nics, written
 from latentvirt.errors import ConfigError
 from latentvirt.hosts import Hosts
+from latentvirt.master.checking import check_spec, known_macs
+from latentvirt.master.depending import depends, known_part
 from latentvirt.master.placing import Need
 from latentvirt.placement import Wish
 from latentvirt.requirements import choose_flavor, host_labels, read_requirements
@@ -38,7 +41,7 @@ class Arguments:
         size: `Size`, a mapping of its arguments, or a renderable of either.
         flavors: sizes to choose from; empty if there is only `size`.
         requires: what a build asks for, by criterion, or a renderable of that.
-        network: of a generated domain.
+        network: the first network card of a generated domain.
         virt_type: of a generated domain.
         identity: how the guest learns who it is.
         allow_shared: what may outlive a start although the guest writes to it.
@@ -46,6 +49,8 @@ class Arguments:
         graceful_shutdown_s: seconds that a guest gets to power itself off.
         start: whether it may be thawed, or must be.
         standby: whether a VM is to stand by while the worker is idle.
+        disks: those that a VM has besides, in any way a person can write them, or a renderable of that.
+        networks: likewise the network cards that it has besides.
     """
 
     hosts: Hosts
@@ -56,7 +61,7 @@ class Arguments:
     size: Any = None
     flavors: tuple[Flavor, ...] = ()
     requires: Any = None
-    network: str = "user"
+    network: Nic = attrs.field(default=Nic(USER_NETWORK))
     virt_type: VirtType = "auto"
     identity: IdentityMode = "auto"
     allow_shared: frozenset[str] = frozenset()
@@ -64,12 +69,20 @@ class Arguments:
     graceful_shutdown_s: float = 0.0
     start: StartMode = "auto"
     standby: bool = False
+    disks: Any = ()
+    networks: Any = ()
 
     @property
     def rendered(self) -> tuple[Any, ...]:
         """What depends on a build's properties, in the order that `spec` takes."""
         size = attrs.asdict(self.size) if isinstance(self.size, Size) else self.size
-        return (self.hd_image, self.base_image, self.xml, size, self.requires)
+        disks, networks = written(self.disks), written(self.networks)
+        return (self.hd_image, self.base_image, self.xml, size, self.requires, disks, networks)
+
+    @property
+    def macs(self) -> frozenset[str]:
+        """The addresses that were given to network cards."""
+        return known_macs(self.network, self.networks)
 
     @property
     def static_folder(self) -> str | None:
@@ -81,7 +94,7 @@ class Arguments:
 
     def static_need(self, worker: str) -> Need | None:
         """Say what any build's start needs, if it depends on none; None if it does."""
-        if any(_depends(value) for value in self.rendered):
+        if any(depends(value) for value in self.rendered):
             return None
         return self.need(worker, self.rendered)
 
@@ -97,23 +110,33 @@ class Arguments:
             ConfigError: a value that was rendered cannot be right.
             ImpossibleWish: there is no size that the build could be content with.
         """
-        hd_image, base_image, xml, size, requires = rendered
+        hd_image, base_image, xml, size, requires, disks, networks = rendered
         required = read_requirements({} if requires is None else requires)
         chosen = choose_flavor(required, self.flavors) if self.flavors else None
-        spec = self.spec(worker, hd_image, base_image, xml, size if chosen is None else chosen.size)
+        size = size if chosen is None else chosen.size
+        spec = self.spec(worker, hd_image, base_image, xml, size, disks, networks)
         flavor = chosen or Flavor.of(_size_of(spec))
         if chosen is None and spec.kind != "auto":
             choose_flavor(required, [flavor])
         wish = Wish(
             memory=flavor.memory,
             vcpus=flavor.vcpus,
-            disk=flavor.disk or 0,
+            disk=(flavor.disk or 0) + sum(disk.mib for disk in spec.disks),
             arch=required.arch,
             labels=host_labels(required, flavor),
         )
         return Need(worker=worker, hosts=self.hosts, wish=wish, spec=spec, builder=builder)
 
-    def spec(self, worker: str, hd_image: Any, base_image: Any, xml: Any, size: Any) -> MachineSpec:
+    def spec(
+        self,
+        worker: str,
+        hd_image: Any,
+        base_image: Any,
+        xml: Any,
+        size: Any,
+        disks: Any = (),
+        networks: Any = (),
+    ) -> MachineSpec:
         """Make the spec of one build from what was rendered for it.
 
         Raises:
@@ -130,9 +153,9 @@ class Arguments:
             ("base_image", self.base_image, base_image),
             ("xml", self.xml, xml),
         ):
-            if given is not None and not value and not (worker == UNKNOWN and _depends(given)):
+            if given is not None and not value and not (worker == UNKNOWN and depends(given)):
                 raise ConfigError(
-                    f"{what} is empty" + (" for this build" if _depends(given) else ""),
+                    f"{what} is empty" + (" for this build" if depends(given) else ""),
                     remedy=f"give {what} a value, or a default in its renderable, or leave it out",
                 )
         if size is not None and not isinstance(size, (Size, Mapping)):
@@ -152,8 +175,10 @@ class Arguments:
             identity=self.identity,
             allow_shared=self.allow_shared,
             start=self.start,
+            disks=read_disks(disks),
+            networks=read_nics(networks),
         )
-        _check_spec(spec)
+        check_spec(spec, self.macs)
         return spec
 
 
@@ -176,33 +201,6 @@ def read_size(given: Mapping[str, Any]) -> Size:
     if wrong:
         raise ConfigError(f"size has no {wrong[0]!r}", remedy=f"use {', '.join(sorted(known))}")
     return Size(**{key: value for key, value in given.items() if value is not None})
-
-
-def _check_spec(spec: MachineSpec) -> None:
-    for what, path in (("hd_image", spec.hd_image), ("base_image", spec.base_image)):
-        if path is not None and not path.startswith("/"):
-            raise ConfigError(
-                f"{what}={path!r} is not an absolute path",
-                remedy="write the whole path, as the host knows it",
-            )
-        if path is not None and path.endswith("/"):
-            raise ConfigError(f"{what}={path!r} is a folder", remedy="name the image file in it")
-        if path is not None and not path.isprintable():
-            raise ConfigError(
-                f"{what}={path!r} has characters that no path on a host should have",
-                remedy="rename the file",
-            )
-    if spec.base_image is not None and spec.base_image == spec.hd_image:
-        raise ConfigError(
-            f"hd_image and base_image are the same file, {spec.base_image!r}",
-            remedy="name as hd_image the path that the domain's disk has; the base image is only read",
-        )
-    if spec.kind == "generated" and not spec.proven:
-        raise ConfigError("size= generates a domain, which needs a base_image", remedy="give base_image=")
-    if spec.xml is not None:
-        domainxml.check(
-            spec.xml, base_image=spec.base_image, hd_image=spec.hd_image, allow_shared=spec.allow_shared
-        )
 
 
 def _check_text(what: str, value: Any) -> None:
@@ -272,6 +270,8 @@ def read_arguments(
     flavors: Any = (),
     requires: Any = None,
     network: Any = "user",
+    networks: Any = (),
+    disks: Any = (),
     virt_type: Any = "auto",
     identity: Any = "auto",
     allow_shared: Any = (),
@@ -296,7 +296,7 @@ def read_arguments(
         isinstance(allow_shared, Collection) and all(isinstance(name, str) for name in allow_shared)
     ):
         raise ConfigError(f"allow_shared={allow_shared!r} is not a list of names", remedy="write ['vdb']")
-    for what, value in (("masterFQDN", masterFQDN), ("base_format", base_format), ("network", network)):
+    for what, value in (("masterFQDN", masterFQDN), ("base_format", base_format)):
         if what == "masterFQDN" and callable(value):
             continue
         _check_text(what, value)
@@ -320,7 +320,9 @@ def read_arguments(
         size=size,
         flavors=_flavors(flavors, size, xml),
         requires=requires,
-        network=network,
+        network=read_nic(network),
+        networks=networks,
+        disks=disks,
         virt_type=_choice("virt_type", virt_type, VirtType),
         identity=_choice("identity", identity, IdentityMode),
         allow_shared=frozenset(allow_shared),
@@ -349,20 +351,17 @@ def _flavors(flavors: Any, size: Any, xml: Any) -> tuple[Flavor, ...]:
 
 def _check_what_is_known(arguments: Arguments) -> None:
     """Check as a build would, with what does not depend on one."""
-    known = [None if _depends(value) else value for value in arguments.rendered]
+    known = [None if depends(value) else value for value in arguments.rendered]
     if known[1] is None and arguments.base_image is not None:
         known[2] = None  # whether the XML goes with the base image is known when that is
-    if known[3] is not None and arguments.base_image is not None and known[1] is None:
+    known[5:] = known_part(arguments.rendered[5]), known_part(arguments.rendered[6])
+    if arguments.base_image is not None and known[1] is None:
         known[3] = None
-    arguments.spec(UNKNOWN, *known[:4])
+        read_disks(known[5])
+        known[5] = ()  # whether a VM has files of its own is known when the base image is
+    arguments.spec(UNKNOWN, *known[:4], *known[5:])
     if known[4] is not None and known[3] is None:
         arguments.need(UNKNOWN, known)
-
-
-def _depends(value: Any) -> bool:
-    if isinstance(value, Mapping):
-        return any(_depends(part) for part in value.values())
-    return bool(IRenderable.providedBy(value)) and not isinstance(value, str)
 
 
 OURS = frozenset(inspect.signature(read_arguments).parameters) - {"password"}

@@ -28,6 +28,7 @@ from latentvirt.errors import (
 from latentvirt.guest import Identity
 from latentvirt.master.arguments import Arguments, read_arguments
 from latentvirt.master.buildbots import check_timeouts, split_arguments, unknown_arguments
+from latentvirt.master.checking import refuse_others_macs
 from latentvirt.master.hub import Hub
 from latentvirt.master.password import PasswordGate
 from latentvirt.master.placing import Need
@@ -65,7 +66,9 @@ class LibVirtWorker(CompatibleLatentWorkerMixin, AbstractLatentWorker):
         size: of a generated domain: `Size`, or a mapping of its arguments.
         flavors: sizes of generated domains to choose from, instead of ``size``.
         requires: what a build asks for (``{'memory': '4 GiB', 'labels': {...}}``), or a renderable of that.
-        network: of a generated domain: a libvirt network, or ``user``.
+        network: of a generated domain: a libvirt network, ``user``, or a `Nic`.
+        networks: network cards that any domain gets besides: a list of `Nic`.
+        disks: disks that any domain gets besides, empty at each start: a list of `Disk`.
         virt_type: ``auto``, ``kvm`` or ``qemu``.
         identity: ``auto``, ``channel``, ``static`` or ``metadata``.
         allow_shared: what may outlive a start although the guest writes to it.
@@ -115,7 +118,7 @@ class LibVirtWorker(CompatibleLatentWorkerMixin, AbstractLatentWorker):
         super().checkConfig(name, password, **buildbots)
         try:
             check_timeouts(buildbots)
-            read_arguments(password, **ours)
+            refuse_others_macs(name, read_arguments(password, **ours).macs)
         except LatentvirtError as error:
             argument = "xml: " if isinstance(error, (BadXML, NotFresh)) else ""
             config.error(f"LibVirtWorker {name!r}: {argument}{error}")

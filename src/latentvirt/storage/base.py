@@ -53,6 +53,19 @@ class Storage(Protocol):
         """
         ...
 
+    async def create_disk(self, name: FileName, format: str, capacity: int) -> str:
+        """Create an empty disk, which stands on nothing.
+
+        Args:
+            name: of the file.
+            format: ``qcow2`` or ``raw``.
+            capacity: bytes that the guest sees.
+
+        Returns:
+            Its path on the host.
+        """
+        ...
+
     async def create_empty(self, name: FileName | Lease) -> str:
         """Create an empty file, to be filled by libvirt; returns its path on the host."""
         ...

@@ -79,23 +79,27 @@ class EmbedStorage:
 
     async def create_overlay(self, name: FileName, backing: Layer, capacity: int) -> str:
         """Create a qcow2 overlay over an image."""
+        below = ("-F", backing.format, "-b", backing.path)
+        return await self._make("create an overlay", name, ("-f", "qcow2", *below), capacity)
+
+    async def create_disk(self, name: FileName, format: str, capacity: int) -> str:
+        """Create an empty disk, which stands on nothing."""
+        return await self._make("create an empty disk", name, ("-f", format), capacity)
+
+    async def _make(self, what: str, name: FileName, options: tuple[str, ...], capacity: int) -> str:
         path = self.path_of(name)
 
         def make() -> str:
             # Made first, since qemu-img would write over what is there, and let others read it for a moment.
             _make_file(path, self.host.uri)
             try:
-                _qemu_img(
-                    self.host.uri,
-                    "create", "-q", "-f", "qcow2", "-F", backing.format, "-b", backing.path,
-                    path, str(capacity),
-                )  # fmt: skip
+                _qemu_img(self.host.uri, "create", "-q", *options, path, str(capacity))
             except BaseException:
                 os.unlink(path)
                 raise
             return path
 
-        return await self.host.run_local("create an overlay", make)
+        return await self.host.run_local(what, make)
 
     async def create_empty(self, name: FileName | Lease) -> str:
         """Create an empty file."""

@@ -95,6 +95,15 @@ class PoolStorage:
             f"<format type='{escape(backing.format)}'/></backingStore></volume>",
         )
 
+    async def create_disk(self, name: FileName, format: str, capacity: int) -> str:
+        """Create an empty disk, which stands on nothing."""
+        return await self._create(
+            name,
+            f"<volume><name>{name}</name><capacity unit='bytes'>{capacity}</capacity>"
+            f"<allocation>0</allocation><target><format type='{escape(format)}'/>"
+            f"<permissions><mode>{FILE_MODE}</mode></permissions></target></volume>",
+        )
+
     async def create_empty(self, name: FileName | Lease) -> str:
         """Create an empty file."""
         return await self._create(

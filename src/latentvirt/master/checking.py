@@ -1,0 +1,117 @@
+"""What can be known to be wrong with what a build needs, without a host."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Iterable, Mapping
+from typing import Any
+from weakref import WeakKeyDictionary
+
+from buildbot.config import errors
+
+from latentvirt import domainxml
+from latentvirt.devices import Nic, read_nics, refuse_same_macs, written
+from latentvirt.errors import ConfigError
+from latentvirt.master.depending import depends, known_part
+from latentvirt.spec import MachineSpec
+
+SAME_TIME = ", so that two VMs could have it at the same time"
+MAC_AS_IT_IS = "write it as it is into networks=, or leave it out"
+
+_read: WeakKeyDictionary[errors.ConfigErrors, dict[str, str]] = WeakKeyDictionary()
+"""Whose each address is, by the reading of master.cfg that it was found in."""
+
+
+def known_macs(first: Nic, networks: Any) -> frozenset[str]:
+    """Read the addresses that a person gave to network cards.
+
+    Args:
+        first: a generated domain's first card.
+        networks: those that are added, in any way a person can write them.
+
+    Raises:
+        ConfigError: one depends on the build, or cannot be right.
+    """
+    given = written(networks)
+    for one in given if isinstance(given, list) else [given]:
+        if isinstance(one, Mapping) and depends(one.get("mac")):
+            raise ConfigError("a network card's mac depends on the build" + SAME_TIME, remedy=MAC_AS_IT_IS)
+    cards = (first, *read_nics(known_part(given)))
+    return frozenset(card.mac for card in cards if card.mac is not None)
+
+
+def refuse_others_macs(worker: str, macs: Iterable[str]) -> None:
+    """Refuse an address that another worker has in the same master.cfg.
+
+    Args:
+        worker: its name.
+        macs: the addresses that its VM's network cards are given.
+
+    Raises:
+        ConfigError: another worker's VM has one of them.
+    """
+    # Workers are checked one by one; what all checks of one reading share is where Buildbot collects errors.
+    reading = errors._errors
+    if reading is None:
+        return  # a worker that is made by itself
+    owners = _read.setdefault(reading, {})
+    for mac in macs:
+        other = owners.setdefault(mac, worker)
+        if other != worker:
+            raise ConfigError(
+                f"mac={mac!r} is that of worker {other!r} as well",
+                remedy="give each worker another, or leave mac= out: each VM's place then has one of its own",
+            )
+
+
+def check_spec(spec: MachineSpec, macs: Collection[str]) -> None:
+    """Check what one build needs.
+
+    Args:
+        spec: what it needs.
+        macs: the addresses that were given to network cards, and do not depend on a build.
+
+    Raises:
+        ConfigError: something in it cannot be right.
+        BadXML: no start could use the domain's XML.
+        NotFresh: none could use it freshly.
+    """
+    for what, path in (("hd_image", spec.hd_image), ("base_image", spec.base_image)):
+        if path is not None and not path.startswith("/"):
+            raise ConfigError(
+                f"{what}={path!r} is not an absolute path",
+                remedy="write the whole path, as the host knows it",
+            )
+        if path is not None and path.endswith("/"):
+            raise ConfigError(f"{what}={path!r} is a folder", remedy="name the image file in it")
+        if path is not None and not path.isprintable():
+            raise ConfigError(
+                f"{what}={path!r} has characters that no path on a host should have",
+                remedy="rename the file",
+            )
+    if spec.base_image is not None and spec.base_image == spec.hd_image:
+        raise ConfigError(
+            f"hd_image and base_image are the same file, {spec.base_image!r}",
+            remedy="name as hd_image the path that the domain's disk has; the base image is only read",
+        )
+    if spec.kind == "generated" and not spec.proven:
+        raise ConfigError("size= generates a domain, which needs a base_image", remedy="give base_image=")
+    if spec.xml is not None:
+        domainxml.check(
+            spec.xml, base_image=spec.base_image, hd_image=spec.hd_image, allow_shared=spec.allow_shared
+        )
+    _check_added(spec, macs)
+
+
+def _check_added(spec: MachineSpec, macs: Collection[str]) -> None:
+    if spec.disks and not spec.proven:
+        raise ConfigError(
+            "disks= needs a base_image: without one a VM has no files of its own",
+            remedy="give base_image=, or leave disks= out",
+        )
+    for card in spec.networks:
+        if card.mac is not None and card.mac not in macs:
+            raise ConfigError(f"mac={card.mac!r} depends on the build{SAME_TIME}", remedy=MAC_AS_IT_IS)
+    first = (spec.network,) if spec.kind in ("generated", "auto") else ()
+    refuse_same_macs((*first, *spec.networks))
+    if spec.xml is not None:
+        domainxml.with_devices(spec.xml, spec.disks, spec.networks)
