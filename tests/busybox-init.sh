@@ -6,6 +6,8 @@
 #                  the name and the start in it, a UUID of the kernel's and the time
 #   lv.channel     the same, and prepare for a freeze when asked
 #   lv.mute-after-thaw  do not react to an identity that says that we were thawed, nor say ready then
+#   devices        at the start, and again with each identity: say of each network card its address, and of each
+#                  disk but the first its sectors, serial and beginning, and write there that it was used
 #   dhcp           ask for an address and say which address and host name came
 #   after=N:WHAT   N seconds after start: panic, poweroff, reboot, fill (/dev/vda with zeroes) or hang
 #   root=DEVICE    leave the stage to the system there (init=PROGRAM, else /sbin/init)
@@ -32,6 +34,21 @@ fi
 say() { echo "latentvirt-busybox: $*"; }
 
 begins() { dd if=/dev/vda bs=32 count=1 2>/dev/null | tr -c ' -~' .; }
+
+# devices TEXT: what is written to each disk after it was looked at
+devices() {
+    for card in /sys/class/net/eth*; do say "card of $1: $(cat "$card/address")"; done
+    for disk in /sys/block/vd[b-z]; do
+        name=${disk##*/}
+        [ -b "/dev/$name" ] || continue
+        blockdev --flushbufs "/dev/$name"
+        text=$(dd if="/dev/$name" bs=32 count=1 2>/dev/null | tr -c ' -~' .)
+        say "disk of $1: $name $(cat "$disk/size") $(cat "$disk/serial") $text"
+        printf %s "$1" | dd of="/dev/$name" conv=notrunc 2>/dev/null
+    done
+    sync
+    say "devices seen: $1"
+}
 
 uptime_s() { cut -d . -f 1 /proc/uptime; }
 
@@ -78,6 +95,7 @@ channel() {
     say "start: $(of start)"
     say "uuid: $(cat /proc/sys/kernel/random/uuid)"
     say "date: $(date +%s)"
+    grep -qw devices /proc/cmdline && devices "$(of start)"
     tell '"say": "attaching"'
     while :; do sleep 3600; done
 }
@@ -114,6 +132,7 @@ for word in $(cat /proc/cmdline); do
             sync
             echo "disk marked: $(begins)"
             ;;
+        devices) devices boot ;;
         channel) channel & ;;
         lv.channel) channel '"freeze"' & ;;
         dhcp) dhcp & ;;

@@ -13,6 +13,8 @@ from twisted.internet import defer
 from contract.backends import domain_xml
 from latentvirt.claim import Claim
 from latentvirt.config import Connection, Size
+from latentvirt.devices import Disk, read_disks, read_nics
+from latentvirt.domainxml import parse
 from latentvirt.errors import (
     ForeignDomain,
     GuestFailed,
@@ -134,6 +136,24 @@ def test_a_start_and_a_stop(scene: Scene) -> None:
     run(machine.stop())
     assert scene.left() == NOTHING
     assert scene.inspector.listing("/images") == ["base.qcow2"]
+
+
+def test_a_start_with_extra_disks_and_network_cards(scene: Scene) -> None:
+    """Extra disks are this start's own and begin empty, cards are there; a stop leaves nothing."""
+    disks = read_disks([Disk("1 MiB", serial="data"), Disk("2 MiB", format="raw")])
+    machine = scene.machine(disks=disks, networks=read_nics(["lab"]))
+    run(machine.start())
+    files = {kind: f"slot1.{OURS.start}.{kind}" for kind in ("overlay.vda", "disk.vdb", "disk.vdc")}
+    assert scene.left() == ([NAME], sorted(files.values()))
+    made = scene.inspector.files[f"{FOLDER}/{files['disk.vdb']}"]
+    assert (made.format, made.capacity, made.backing) == ("qcow2", 1 << 20, None)
+    domain = scene.inspector.domain(NAME)
+    assert domain is not None
+    live = parse(str(domain.live))
+    assert [card.get("type") for card in live.findall("devices/interface")] == ["user", "network"]
+    assert live.findtext("devices/disk[2]/serial") == "data"
+    run(machine.stop())
+    assert scene.left() == NOTHING
 
 
 STEPS = [

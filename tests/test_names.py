@@ -61,7 +61,7 @@ def test_a_directory_reads_back(owner: str) -> None:
         f".slot1.{START}.overlay.vda",
         f"slot1.{START.upper()}.overlay.vda",
         f"slot1.{START}0.overlay.vda",
-        f"slot1.{START}.disk.vda",
+        f"slot1.{START}.image.vda",
         f"slot1.{START}.overlay.",
         f"slot.1.{START}.overlay.vda",
         f"slot1/{START}.overlay.vda",

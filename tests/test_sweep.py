@@ -51,13 +51,14 @@ def test_only_this_owners_dead_things_go(fake: FakeLibvirt, host: Host) -> None:
     _start(host, "theirs", OTHER, DEAD)
     _start(host, f"latentvirt-{OWNER}-slot9", None, DEAD)
     mine_to_stay = ["notes.txt", f"{_overlay(DEAD)}.bak", f"x{DEAD}", _overlay(ALIVE), str(Lease(5))]
-    for name in (_overlay(DEAD), str(FileName("slot1", DEAD, "vars", "nvram")), *mine_to_stay):
+    mine_to_go = [str(FileName("slot1", DEAD, kind, "x")) for kind in ("vars", "disk", "memory")]
+    for name in (_overlay(DEAD), *mine_to_go, *mine_to_stay):
         fake.inspector.add_file(f"{MINE}/{name}")
     for path in (f"{THEIRS}/{_overlay(DEAD)}", f"/images/{_overlay(DEAD)}", "/images/base.qcow2"):
         fake.inspector.add_file(path)
     swept = run(sweep(host, OWNER, ["/images"], {ALIVE}.__contains__))
     assert swept.domains == ("mine-dead",)
-    assert sorted(swept.files) == sorted([_overlay(DEAD), str(FileName("slot1", DEAD, "vars", "nvram"))])
+    assert sorted(swept.files) == sorted([_overlay(DEAD), *mine_to_go])
     assert fake.inspector.running() == sorted([f"latentvirt-{OWNER}-slot9", "mine-alive", "theirs"])
     assert fake.inspector.listing(MINE) == sorted(mine_to_stay)
     assert fake.inspector.listing(THEIRS) == [_overlay(DEAD)]

@@ -10,7 +10,7 @@ from xml.sax.saxutils import escape
 import pytest
 from twisted.internet import defer
 
-from contract.backends import OURS, OWNER, STORAGE, Backend, Embed, InMemory
+from contract.backends import OURS, OWNER, STORAGE, Backend, Embed, Fake, InMemory
 from latentvirt.domainxml import Layer
 from latentvirt.errors import AlreadyExists, HostError, ImageError, NotFound
 from latentvirt.host import Host
@@ -21,6 +21,7 @@ from reactorthread import run
 Able = Callable[..., None]
 
 NAME = FileName(OURS.slot, OURS.start, "overlay", "vda")
+DISK = FileName(OURS.slot, OURS.start, "disk", "vdb")
 VARS = FileName(OURS.slot, OURS.start, "vars", "nvram")
 MIB = 1024**2
 ROUNDS = 10
@@ -134,6 +135,22 @@ def test_an_overlay_never_replaces_a_file(backend: Backend, storage: Storage) ->
     with pytest.raises(AlreadyExists):
         run(storage.create_empty(NAME))
     assert run(storage.image(path)).capacity == 4 * MIB
+
+
+@pytest.mark.parametrize("format", ["qcow2", "raw"])
+def test_an_empty_disk_is_made_and_deleted(backend: Backend, storage: Storage, format: str) -> None:
+    """An extra disk lies in our directory, stands on nothing, takes next to no room, and goes when told."""
+    path = run(storage.create_disk(DISK, format, 4 * MIB))
+    assert path == posixpath.join(storage.directory, str(DISK))
+    seen = run(storage.image(path))
+    assert (seen.format, seen.capacity, seen.backing) == (format, 4 * MIB, None)
+    assert "0600" in seen.owner
+    if not isinstance(backend, Fake):  # its files have no holes
+        assert run(storage.size(str(DISK))) < MIB
+    with pytest.raises(AlreadyExists):
+        run(storage.create_disk(DISK, format, MIB))
+    run(storage.delete(str(DISK)))
+    assert run(storage.names()) == []
 
 
 def test_an_overlay_without_its_base_is_not_made(backend: Backend, storage: Storage) -> None:

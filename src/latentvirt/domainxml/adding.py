@@ -61,6 +61,7 @@ def disk_element(disk: Disk, target: str) -> Element:
     """Describe a disk, but for its source."""
     element = etree.Element("disk", type="file", device="disk")
     etree.SubElement(element, "driver", name="qemu", type=disk.format, discard="unmap")
+    etree.SubElement(element, "source")
     etree.SubElement(element, "target", dev=target, bus=disk.bus)
     etree.SubElement(element, "serial").text = serial_of(disk)
     return element
@@ -121,9 +122,11 @@ def _has_scsi(devices: Element) -> bool:
 def _after_last(devices: Element, tag: str, element: Element) -> None:
     there = devices.findall(tag)
     position = devices.index(there[-1]) + 1 if there else len(devices)
-    insert(devices, position, element)
-    for child in list(element):
+    children = list(element)
+    for child in children:
         element.remove(child)
+    insert(devices, position, element)
+    for child in children:  # indented by where the element is now
         append(element, child)
 
 

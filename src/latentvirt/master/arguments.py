@@ -296,7 +296,8 @@ def read_arguments(
         isinstance(allow_shared, Collection) and all(isinstance(name, str) for name in allow_shared)
     ):
         raise ConfigError(f"allow_shared={allow_shared!r} is not a list of names", remedy="write ['vdb']")
-    for what, value in (("masterFQDN", masterFQDN), ("base_format", base_format)):
+    named = None if isinstance(network, (Nic, Mapping)) else network
+    for what, value in (("masterFQDN", masterFQDN), ("base_format", base_format), ("network", named)):
         if what == "masterFQDN" and callable(value):
             continue
         _check_text(what, value)
