@@ -22,7 +22,7 @@ import pytest
 from buildbot.worker.base import AbstractWorker
 from click.testing import CliRunner
 
-from latentvirt import Connection, Flavor, Image, Size, errors, names
+from latentvirt import Connection, Disk, Flavor, Image, Nic, Size, errors, names
 from latentvirt.cli import main
 from latentvirt.master.arguments import OURS, read_arguments
 from latentvirt.master.buildbots import LATENT_ARGUMENTS, split_arguments
@@ -167,7 +167,7 @@ def test_what_we_set_of_buildbots_arguments_is_as_documented() -> None:
     assert told == set_by_us
 
 
-@pytest.mark.parametrize("value", [Connection, Flavor, Image, Size])
+@pytest.mark.parametrize("value", [Connection, Disk, Flavor, Image, Nic, Size])
 def test_every_argument_of_a_value_is_documented(value: type[attrs.AttrsInstance]) -> None:
     """The reference names each argument of the values that a person writes."""
     documented = terms(section(page("reference/arguments.rst"), value.__name__))

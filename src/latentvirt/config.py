@@ -222,8 +222,8 @@ class Connection:
             unit. None for no limit; for a host among several, for what it has, less a reserve.
         vcpus: how many virtual processors VMs may have, everyone's together; None for no limit, or for a host
             among several for its processors times `Hosts`'s ``overcommit``.
-        disk: how large the system disks of this master's VMs may be together, as far as flavors or sizes say
-            it: a number of MiB, or a string with a unit; None for no limit.
+        disk: how large the disks of this master's VMs may be together, as far as flavors, sizes or extra disks
+            say it: a number of MiB, or a string with a unit; None for no limit.
         labels: what a build may ask for: ``{'region': 'lab-1', 'cpu': 'avx512'}``.
         drain: whether no further VM is started there; those that run are left alone.
         copy_rate: how much of an `Image` may be sent there per second: a number of MiB, or a string with a
@@ -293,7 +293,7 @@ class Connection:
 
     @property
     def disk_mib(self) -> int | None:
-        """How large VMs' system disks may be there together; None if that was not said."""
+        """How large VMs' disks may be there together; None if that was not said."""
         return None if self.disk is None else mebibytes(self.disk, "disk")
 
     @property
