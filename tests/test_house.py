@@ -32,7 +32,7 @@ FLOORS = (
     {"domainxml", "guest", "console", "address"},
     {"claim", "undertaking"},
     {"capabilities", "names", "placement", "spec", "requirements"},
-    {"aliases", "hosts"},
+    {"aliases", "devices", "hosts"},
     {"config"},
     {"labels"},
     {"errors", "flights", "showing", "_version"},

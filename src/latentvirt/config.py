@@ -222,7 +222,7 @@ class Connection:
             unit. None for no limit; for a host among several, for what it has, less a reserve.
         vcpus: how many virtual processors VMs may have, everyone's together; None for no limit, or for a host
             among several for its processors times `Hosts`'s ``overcommit``.
-        disk: how large the disks of this master's VMs may be together, as far as flavors, sizes or extra disks
+        disk: how large the disks of this master's VMs may be together, as far as flavors, sizes and ``disks``
             say it: a number of MiB, or a string with a unit; None for no limit.
         labels: what a build may ask for: ``{'region': 'lab-1', 'cpu': 'avx512'}``.
         drain: whether no further VM is started there; those that run are left alone.
