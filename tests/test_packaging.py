@@ -61,7 +61,7 @@ def test_wheel_has_the_package_and_nothing_else(wheel: Path) -> None:
     source = {
         str(file.relative_to(ROOT / "src"))
         for file in (ROOT / "src" / "latentvirt").rglob("*")
-        if file.suffix == ".py" or file.name == "py.typed"
+        if file.suffix in (".py", ".toml") or file.name == "py.typed"
     }
     information = [name for name in names if ".dist-info/" in name]
     assert set(names) - set(information) == source

@@ -75,9 +75,7 @@ def test_forty_starts_in_a_row_hold_on_to_nothing(stage: Stage) -> None:
     owner = new_owner()
     storage = open_storage(host, owner, str(stage.images))
     xml = fast_domain("minion1", stage.images / "minion1", stage.busybox, "channel")
-    spec = MachineSpec(
-        worker="minion1", kind="xml", xml=xml, base_image=str(stage.base)
-    )
+    spec = MachineSpec(worker="minion1", kind="xml", xml=xml, base_image=str(stage.base))
     settled = (0, 0)
     for number in range(STARTS):
         ear = Ear()

@@ -22,7 +22,7 @@ import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import IO, Any
-from urllib.parse import quote
+from urllib.parse import quote, unquote
 
 import attrs
 
@@ -65,6 +65,11 @@ def default_root() -> Path:
     return Path(data) / "latentvirt" / "images"
 
 
+def is_name(name: object) -> bool:
+    """Whether an image can be called so."""
+    return isinstance(name, str) and _NAME.fullmatch(name) is not None
+
+
 @attrs.frozen
 class Entry:
     """An image that the store has.
@@ -100,7 +105,7 @@ class Entry:
         wrong = [
             what
             for what, right in (
-                ("name", isinstance(self.name, str) and _NAME.fullmatch(self.name)),
+                ("name", is_name(self.name)),
                 ("arch", isinstance(self.arch, str) and _ARCH.fullmatch(self.arch)),
                 ("kind", self.kind in KINDS),
                 ("format", self.format in IMAGE_FORMATS),
@@ -130,6 +135,12 @@ class Damaged:
 
     path: Path
     why: str
+
+    @property
+    def of(self) -> tuple[str, str, str] | None:
+        """Name, architecture and kind of the image that it would be; None if it is no name at all."""
+        parts = self.path.name.removesuffix(".json").rsplit(".", 2)
+        return (unquote(parts[0]), unquote(parts[1]), parts[2]) if len(parts) == 3 else None
 
 
 class ImageStore:

@@ -1,0 +1,23 @@
+"""`latentvirt image`: the images on this machine, from which base images come."""
+
+from __future__ import annotations
+
+import click
+
+from latentvirt.cli.grouping import LazyGroup
+
+FURTHER = {
+    "list": "latentvirt.cli.image_list",
+    "pull": "latentvirt.cli.image_pull",
+    "remove": "latentvirt.cli.image_remove",
+}
+"""The commands, under their names in modules of their own."""
+
+
+@click.group(cls=LazyGroup, further=FURTHER, short_help="Get images, and make them ready for workers.")
+def image() -> None:
+    """Look after the images on this machine, from which base images come.
+
+    They are in /var/lib/latentvirt/images if you are root, else in ~/.local/share/latentvirt/images; the
+    variable LATENTVIRT_IMAGES names another folder. A master uses the images of its own user.
+    """

@@ -1,0 +1,81 @@
+"""`latentvirt image pull`: stock images from their vendors."""
+
+from __future__ import annotations
+
+import platform
+import sys
+from collections.abc import Sequence
+
+import click
+
+from latentvirt.cli import EXIT_REFUSED
+from latentvirt.cli.progress import Progress, progress
+from latentvirt.config import BYTES_PER_MIB
+from latentvirt.errors import LatentvirtError
+from latentvirt.images.catalogue import Catalogue, load_catalogue
+from latentvirt.images.download import DAY_S, DEFAULT_MAX_AGE_DAYS
+from latentvirt.images.download import pull as pull_image
+from latentvirt.images.store import ImageStore
+
+SAID = {
+    "kept": "here already",
+    "unchanged": "here already, and still the newest",
+    "new": "new",
+}
+"""What became of an image, in words."""
+
+
+@click.command(
+    "pull",
+    short_help="Get stock images from their vendors.",
+    epilog="Exit status: 0 all are here, 1 some are not (standard error names them), 2 wrong command line.",
+)
+@click.argument("names", metavar="NAME...", nargs=-1, required=True)
+@click.option("--arch", metavar="ARCH", help="Architecture, as x86_64 or arm64. Without it: this machine's.")
+@click.option("--refresh", is_flag=True, help="Ask the vendor for a newer one, however young it is.")
+@click.option(
+    "--max-age",
+    metavar="DAYS",
+    type=click.FloatRange(min=0),
+    default=DEFAULT_MAX_AGE_DAYS,
+    show_default=True,
+    help="Ask the vendor if it was not asked for so many days.",
+)
+def pull(names: Sequence[str], arch: str | None, refresh: bool, max_age: float) -> None:
+    """Get the stock images NAME, such as debian-12, bookworm or ubuntu-24.04.
+
+    An image that is here already is downloaded again only if its vendor has another one by now. A download
+    that was broken off goes on where it was. What does not have the checksum of the vendor's list is not
+    kept. One image that cannot be had does not keep the others from being got.
+    """
+    catalogue, store = load_catalogue(), ImageStore()
+    failed = []
+    with progress() as listener:
+        for name in dict.fromkeys(names):
+            try:
+                _pull(catalogue, store, name, arch or platform.machine(), listener, refresh, max_age * DAY_S)
+            except LatentvirtError as error:
+                failed.append(name)
+                listener.say(f"latentvirt: {name}: {error}")
+    if failed:
+        if len(names) > 1:
+            click.echo(f"latentvirt: not got: {', '.join(failed)}", err=True)
+        sys.exit(EXIT_REFUSED)
+
+
+def _pull(
+    catalogue: Catalogue,
+    store: ImageStore,
+    name: str,
+    arch: str,
+    listener: Progress,
+    refresh: bool,
+    max_age_s: float,
+) -> None:
+    item = catalogue.item(name, arch)
+    listener.begin(f"{item.name} {item.arch}")
+    pulled = pull_image(item, store, listener, refresh=refresh, max_age_s=max_age_s)
+    entry = pulled.entry
+    size = -(-entry.size // BYTES_PER_MIB)
+    listener.end()
+    click.echo(f"{entry.name} {entry.arch}: {SAID[pulled.how]}, {size} MiB, {store.path_of(entry)}")

@@ -1,0 +1,98 @@
+"""How long work goes, told on standard error: a bar on a terminal, a line now and then in a pipe."""
+
+from __future__ import annotations
+
+import contextlib
+import time
+from collections.abc import Iterator
+from typing import Protocol
+
+import click
+import rich.progress
+from rich.console import Console
+
+from latentvirt.config import BYTES_PER_MIB
+
+SECONDS_PER_LINE = 10.0
+"""In a pipe there is no more than one line of progress in so many seconds."""
+
+
+class Progress(Protocol):
+    """Tells how one thing after the other goes."""
+
+    def begin(self, what: str) -> None:
+        """Begin with another thing."""
+
+    def say(self, line: str) -> None:
+        """Tell what happens."""
+
+    def progress(self, done: int, length: int | None) -> None:
+        """Tell how many bytes there are, of how many; None if nobody knows."""
+
+    def end(self) -> None:
+        """End what was begun last."""
+
+
+@contextlib.contextmanager
+def progress() -> Iterator[Progress]:
+    """Tell how work goes, as long as this is held."""
+    console = Console(stderr=True, highlight=False, markup=False, emoji=False)
+    if not console.is_terminal:
+        yield _Lines()
+        return
+    columns = (
+        rich.progress.TextColumn("{task.description}", markup=False),
+        rich.progress.BarColumn(bar_width=None),
+        rich.progress.DownloadColumn(binary_units=True),
+        rich.progress.TransferSpeedColumn(),
+        rich.progress.TimeRemainingColumn(),
+    )
+    with rich.progress.Progress(*columns, console=console, transient=True) as bar:
+        yield _Bar(bar)
+
+
+class _Bar:
+    def __init__(self, bar: rich.progress.Progress) -> None:
+        self._bar = bar
+        self._task: rich.progress.TaskID | None = None
+        self._what = ""
+
+    def begin(self, what: str) -> None:
+        self.end()
+        self._what = what
+
+    def say(self, line: str) -> None:
+        self._bar.console.print(line, soft_wrap=True)
+
+    def progress(self, done: int, length: int | None) -> None:
+        if self._task is None:
+            self._task = self._bar.add_task(self._what, total=length)
+        self._bar.update(self._task, completed=done, total=length)
+
+    def end(self) -> None:
+        if self._task is not None:
+            self._bar.remove_task(self._task)
+            self._task = None
+
+
+class _Lines:
+    def __init__(self) -> None:
+        self._what = ""
+        self._last = 0.0
+
+    def begin(self, what: str) -> None:
+        self._what = what
+        self._last = 0.0
+
+    def say(self, line: str) -> None:
+        click.echo(line if line.startswith("latentvirt:") else f"{self._what}: {line}", err=True)
+
+    def progress(self, done: int, length: int | None) -> None:
+        now = time.monotonic()
+        if now - self._last >= SECONDS_PER_LINE:
+            self._last = now
+            of = "" if length is None else f" of {-(-length // BYTES_PER_MIB)}"
+            click.echo(f"{self._what}: {done // BYTES_PER_MIB}{of} MiB", err=True)
+
+    def end(self) -> None:
+        pass
