@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 from buildbot.config import errors as config_errors
 from buildbot.plugins import util
+from buildbot.process.properties import Properties
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -20,6 +21,7 @@ from latentvirt.domainxml.adding import letters_of, number_of
 from latentvirt.errors import BadXML, ConfigError, LatentvirtError
 from latentvirt.master.arguments import Arguments, read_arguments
 from latentvirt.names import FileName, mac_of_slot
+from reactorthread import run
 from test_checkconfig import DIRECT, checkconfig
 
 MAC = "52:54:00:ab:cd:ef"
@@ -317,3 +319,33 @@ def test_values_are_compared_for_a_reconfig() -> None:
     """Buildbot sees by comparing whether a worker's arguments have changed."""
     assert Disk("1 GiB", serial="a") == Disk("1 GiB", serial="a") != Disk("1 GiB", serial="b")
     assert Nic("lab", mac=MAC.upper()) == Nic("lab", mac=MAC) != Nic("lab")
+
+
+def test_buildbot_renders_what_depends_on_a_build() -> None:
+    """Properties come into single values of a list, into a whole list, and a missing list is none."""
+    given = arguments(
+        size={},
+        disks=[Disk(util.Property("size"), count=util.Property("count")), "1 GiB"],
+        networks=util.Property("networks"),
+    )
+    for properties, sizes, cards in (
+        ({"size": "10 MiB"}, [10, 1024], []),
+        ({"size": "20 MiB", "count": 2, "networks": ["lab"]}, [20, 20, 1024], ["lab"]),
+        ({"size": 5, "count": 0, "networks": [{"network": "a"}, "user"]}, [1024], ["a", "user"]),
+    ):
+        build = Properties(**properties)
+        rendered = [run(_rendered(build, value)) for value in given.rendered]
+        spec = given.need("minion1", rendered).spec
+        assert [disk.size for disk in spec.disks] == sizes
+        assert [card.network for card in spec.networks] == cards
+
+
+async def _rendered(build: Properties, value: object) -> object:
+    return await build.render(value)
+
+
+def test_a_disk_may_be_asked_for_with_ones_own_xml() -> None:
+    """Of a size beside xml=, the disk counts, also for the room that is looked for."""
+    need = arguments(size={"disk": "2 GiB"}, xml=domain(), disks=["1 GiB"]).static_need("minion1")
+    assert need is not None
+    assert (need.spec.kind, need.spec.size.disk, need.wish.disk) == ("xml", 2048, 3072)

@@ -15,10 +15,10 @@ from latentvirt.config import Size
 from latentvirt.devices import Disk, Nic, read_disks, read_nics
 from latentvirt.domainxml import files_of_disks, parse
 from latentvirt.names import FileName, slot_of_number
-from latentvirt.spec import StartMode
+from latentvirt.spec import Kind, StartMode
 from planned import PlannedMachine
 from reactorthread import run
-from scenes import Stage
+from scenes import Stage, fast_domain
 from test_thaw import SAYS, Scene
 
 pytestmark = pytest.mark.libvirt
@@ -147,11 +147,31 @@ def test_a_generated_domain_has_them_on_every_bus(scene: Scene) -> None:
     assert len(set(macs[0])) == 3
 
 
-def test_the_root_disk_grows_and_never_shrinks(scene: Scene) -> None:
-    """A generated VM's system disk is as large as asked, and at least as large as the image."""
+def test_a_predefined_domain_has_them_and_its_definition_stays(scene: Scene) -> None:
+    """A domain that a person has defined starts with extra devices, and is defined afterwards as before."""
+    virsh = scene.stage.libvirtd.virsh
+    described = scene.folder / "minion1.xml"
+    described.write_text(fast_domain("minion1", scene.folder / "minion1", scene.stage.busybox))
+    virsh("define", str(described))
+    before = virsh("dumpxml", "minion1")
+    made = machine(scene, "boot")
+    made.spec = attrs.evolve(made.spec, kind="predefined", xml=None)
+    run(made.start())
+    live = parse(virsh("dumpxml", "minion1"))
+    assert [serial.text for serial in live.findall("devices/disk/serial")] == ["data0", "extra1"]
+    assert len(live.findall("devices/interface")) == 1 + len(NICS)
+    run(made.stop())
+    assert virsh("dumpxml", "minion1") == before
+    assert scene.kept() == []
+    virsh("undefine", "minion1")
+
+
+@pytest.mark.parametrize("kind", ["generated", "xml"])
+def test_the_root_disk_grows_and_never_shrinks(scene: Scene, kind: Kind) -> None:
+    """A VM's system disk is as large as its size asks for, and at least as large as the image."""
     for asked, expected in (("100 MiB", 100), ("10 MiB", 64), (None, 64)):
         made = scene.machine(mode="boot")
-        made.spec = attrs.evolve(made.spec, kind="generated", xml=None, size=Size(memory=64, disk=asked))
+        made.spec = attrs.evolve(made.spec, kind=kind, size=Size(memory=64, disk=asked))
         run(made.start())
         (name,) = scene.kept()
         info = subprocess.run(

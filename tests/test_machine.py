@@ -13,7 +13,7 @@ from twisted.internet import defer
 from contract.backends import domain_xml
 from latentvirt.claim import Claim
 from latentvirt.config import Connection, Size
-from latentvirt.devices import Disk, read_disks, read_nics
+from latentvirt.devices import Disk, Nic, read_disks, read_nics
 from latentvirt.domainxml import parse
 from latentvirt.errors import (
     ForeignDomain,
@@ -154,6 +154,16 @@ def test_a_start_with_extra_disks_and_network_cards(scene: Scene) -> None:
     assert live.findtext("devices/disk[2]/serial") == "data"
     run(machine.stop())
     assert scene.left() == NOTHING
+
+
+def test_a_domain_as_it_is_gets_network_cards_all_the_same(scene: Scene) -> None:
+    """Without a base image a VM has no files of its own, but the network cards that it is to have."""
+    predefined = scene.inspector.define(domain_xml("minion1", marked=None))
+    machine = scene.machine(kind="predefined", base_image=None, networks=read_nics([Nic(bridge="br0")]))
+    run(machine.start())
+    assert parse(str(predefined.live)).find("devices/interface[@type='bridge']/mac") is not None
+    assert scene.left() == (["minion1"], [])
+    run(machine.stop())
 
 
 STEPS = [
@@ -333,9 +343,11 @@ def test_a_predefined_domain_keeps_its_definition(scene: Scene) -> None:
     scene.inspector.add_file("/images/hd.img")
     predefined = scene.inspector.define(domain_xml("minion1", disk="/images/hd.img", marked=None))
     before = predefined.definition
-    machine = scene.machine(kind="predefined", hd_image="/images/hd.img")
+    disks, networks = read_disks(["1 MiB"]), read_nics(["user"])
+    machine = scene.machine(kind="predefined", hd_image="/images/hd.img", disks=disks, networks=networks)
     run(machine.start())
     assert FOLDER in (predefined.live or "")
+    assert "extra0" in (predefined.live or "")
     run(machine.stop())
     assert predefined.definition == before
     assert scene.left() == NOTHING

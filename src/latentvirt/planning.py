@@ -138,7 +138,7 @@ async def _disks(host: Host, storage: Storage, spec: MachineSpec, xml: str) -> t
             )
         chain = await backing_chain(storage, path, given, host=host.uri, role=role)
         capacity = chain.capacity
-        if disk.system and spec.kind == "generated" and spec.size.disk is not None:
+        if disk.system and spec.size.disk is not None:
             capacity = max(capacity, spec.size.disk * BYTES_PER_MIB)
         disks.append(PlannedDisk(target=disk.target, chain=chain, capacity=capacity))
     return tuple(disks)
@@ -203,6 +203,8 @@ def _lineage(spec: MachineSpec) -> str:
         "size": None if named else attrs.astuple(spec.size),
         "generated": None if named else (spec.network.text, spec.virt_type),
     }
+    if named and spec.size.disk is not None:
+        parts["disk"] = spec.size.disk
     if spec.disks or spec.networks:
         parts["extra"] = [str(one) for one in (*spec.disks, *spec.networks)]
     return _digest(parts, LINEAGE_LENGTH)

@@ -187,7 +187,7 @@ def _size_of(spec: MachineSpec) -> Size:
     if spec.xml is None:
         return spec.size
     memory, vcpus = domainxml.memory_of(spec.xml), domainxml.vcpus_of(spec.xml)
-    return Size(memory=memory or Size().memory, vcpus=vcpus)
+    return Size(memory=memory or Size().memory, vcpus=vcpus, disk=spec.size.disk)
 
 
 def read_size(given: Mapping[str, Any]) -> Size:
