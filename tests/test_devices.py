@@ -26,6 +26,7 @@ from test_checkconfig import DIRECT, checkconfig
 
 MAC = "52:54:00:ab:cd:ef"
 OTHER_MAC = "02:00:00:00:00:01"
+COUNT = util.Property("count", default=1, defaultWhenFalse=False)
 
 
 # What a person writes
@@ -325,7 +326,7 @@ def test_buildbot_renders_what_depends_on_a_build() -> None:
     """Properties come into single values of a list, into a whole list, and a missing list is none."""
     given = arguments(
         size={},
-        disks=[Disk(util.Property("size"), count=util.Property("count")), "1 GiB"],
+        disks=[Disk(util.Property("size"), count=COUNT), "1 GiB"],
         networks=util.Property("networks"),
     )
     for properties, sizes, cards in (
