@@ -50,21 +50,7 @@ class Answer(Generic[T]):
 def about_hosts(command: Callable[..., Any]) -> Callable[..., Any]:
     """Give a command the options that say which hosts it is about, as its argument ``connections``."""
 
-    @click.option(
-        "-c",
-        "--connect",
-        "uris",
-        metavar="URI",
-        multiple=True,
-        help="A libvirt URI or alias; repeat it for more. Without it: as for virsh.",
-    )
-    @click.option(
-        "--config",
-        "config",
-        metavar="MASTER.CFG",
-        type=click.Path(exists=True),
-        help="All hosts that a master.cfg names; the file is run, as by buildbot checkconfig.",
-    )
+    @naming_hosts
     @functools.wraps(command)
     def with_hosts(*args: Any, uris: Sequence[str], config: str | None, **kwargs: Any) -> Any:
         return command(*args, connections=_connections(uris, config), **kwargs)
@@ -72,19 +58,52 @@ def about_hosts(command: Callable[..., Any]) -> Callable[..., Any]:
     return with_hosts
 
 
+def naming_hosts(command: Callable[..., Any]) -> Callable[..., Any]:
+    """Give a command the same options as they are, as its arguments ``uris`` and ``config``."""
+    named = click.option(
+        "-c",
+        "--connect",
+        "uris",
+        metavar="URI",
+        multiple=True,
+        help="A libvirt URI or alias; repeat it for more. Without it: as for virsh.",
+    )
+    configured = click.option(
+        "--config",
+        "config",
+        metavar="MASTER.CFG",
+        type=click.Path(exists=True),
+        help="All hosts that a master.cfg names; the file is run, as by buildbot checkconfig.",
+    )
+    return named(configured(command))
+
+
 def _connections(uris: Sequence[str], config: str | None) -> list[Connection]:
-    named = [Connection(uri) for uri in dict.fromkeys(uris)]
-    for connection in named:
-        connection.check()
+    named = named_by_uri(uris)
     if config is not None:
         from latentvirt.master.reading import hosts_in  # Buildbot takes a second to load
 
         known = {connection.uri for connection in named}
         named += [connection for connection in hosts_in(config) if connection.uri not in known]
-    if named:
-        return named
+    return named or [usual_host()]
+
+
+def named_by_uri(uris: Sequence[str]) -> list[Connection]:
+    """Make connections of URIs, each once.
+
+    Raises:
+        ConfigError: one cannot be a URI.
+    """
+    named = [Connection(uri) for uri in dict.fromkeys(uris)]
+    for connection in named:
+        connection.check()
+    return named
+
+
+def usual_host() -> Connection:
+    """Say which host is meant where none is named: that of virsh."""
     usual = "qemu:///system" if os.geteuid() == 0 else "qemu:///session"
-    return [Connection(os.environ.get(DEFAULT_URI_VARIABLE) or usual)]
+    return Connection(os.environ.get(DEFAULT_URI_VARIABLE) or usual)
 
 
 async def ask(
@@ -134,10 +153,11 @@ def finish(connections: Sequence[Connection], work: Callable[[], Awaitable[T]]) 
     """
     many = f"{len(connections)} hosts" if len(connections) > 1 else connections[0].uri
     with Console(stderr=True).status(f"asking {many}..."):
-        return _finish(work)
+        return to_its_end(work)
 
 
-def _finish(work: Callable[[], Awaitable[T]]) -> T:
+def to_its_end(work: Callable[[], Awaitable[T]]) -> T:
+    """Do what a command does; as `finish`, and show nothing."""
     from twisted.internet import reactor
 
     loop: Any = reactor

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import warnings
+from typing import Any
 
 from buildbot.config.errors import ConfigErrors
 from buildbot.config.master import FileLoader
@@ -11,7 +12,7 @@ from buildbot.warnings import ConfigWarning
 
 from latentvirt.config import Connection
 from latentvirt.errors import ConfigError
-from latentvirt.master.arguments import read_arguments
+from latentvirt.master.arguments import Arguments, read_arguments
 from latentvirt.master.buildbots import split_arguments
 from latentvirt.master.worker import LibVirtWorker
 
@@ -27,6 +28,22 @@ def hosts_in(path: str) -> list[Connection]:
     Raises:
         ConfigError: it cannot be read, Buildbot refuses it, or no worker in it is latentvirt's.
     """
+    workers, _ = workers_in(path)
+    return list({one.uri: one for _, arguments in workers for one in arguments.hosts.connections}.values())
+
+
+def workers_in(path: str) -> tuple[list[tuple[str, Arguments]], dict[str, Any]]:
+    """Read what a master.cfg says of its workers that are latentvirt's, and its ``protocols``.
+
+    Args:
+        path: as for `hosts_in`.
+
+    Returns:
+        Each worker's name and arguments; options by protocol.
+
+    Raises:
+        ConfigError: as for `hosts_in`.
+    """
     file = os.path.join(path, "master.cfg") if os.path.isdir(path) else path
     try:
         with warnings.catch_warnings():
@@ -40,12 +57,11 @@ def hosts_in(path: str) -> list[Connection]:
     workers = [worker for worker in config.workers if isinstance(worker, LibVirtWorker)]
     if not workers:
         raise ConfigError(f"no worker in {file} is a LibVirtWorker of latentvirt")
-    found = {connection.uri: connection for worker in workers for connection in _hosts_of(worker)}
-    return list(found.values())
+    return [(worker.name, _arguments_of(worker)) for worker in workers], config.protocols
 
 
-def _hosts_of(worker: LibVirtWorker) -> tuple[Connection, ...]:
+def _arguments_of(worker: LibVirtWorker) -> Arguments:
     given = worker.getConfigDict()
     ours, _ = split_arguments(given["kwargs"])
     password = given["args"][1]
-    return read_arguments(password, **ours).hosts.connections
+    return read_arguments(password, **ours)
