@@ -174,7 +174,7 @@ def _print(told: Sequence[Told], *, as_json: bool, quiet: bool) -> None:
     if as_json:
         tell_json([_as_json(one) for one in shown])
     elif sys.stdout.isatty():
-        _print_on_terminal(shown, told)
+        print_on_terminal(shown, told)
     else:
         for one in shown:
             click.echo(_line(one))
@@ -207,7 +207,13 @@ def _or_fix(finding: Finding) -> str:
     return " (or: --fix)" if finding.fixable else ""
 
 
-def _print_on_terminal(shown: Sequence[Told], all_of_them: Sequence[Told]) -> None:
+def print_on_terminal(shown: Sequence[Told], all_of_them: Sequence[Told]) -> None:
+    """Print findings by host, fitted to the terminal.
+
+    Args:
+        shown: those that are told.
+        all_of_them: those that are counted.
+    """
     console = Console(highlight=False, markup=False, emoji=False)
     width = min(console.width, WIDEST)
     for host in dict.fromkeys(one.finding.host for one in shown):

@@ -169,7 +169,7 @@ def _last(seen: SeenPath) -> str:
 
 
 def pool_findings(uri: str, pools: Sequence[PoolView], folders: Sequence[str], shown: str) -> list[Finding]:
-    """Say which pools over image folders do not run, or are two over one folder.
+    """Say which pools over image folders do not run.
 
     Args:
         uri: the host.
@@ -177,32 +177,20 @@ def pool_findings(uri: str, pools: Sequence[PoolView], folders: Sequence[str], s
         folders: image folders.
         shown: how virsh is told of the host.
     """
-    found = []
-    for folder in folders:
-        over = [pool for pool in pools if posixpath.normpath(pool.path or "/") == posixpath.normpath(folder)]
-        for pool in over:
-            if not pool.active:
-                found.append(
-                    warning(
-                        "pool-inactive",
-                        uri,
-                        f"the storage pool {pool.name} over {folder} does not run",
-                        f"virsh -c '{shown}' pool-start '{pool.name}'"
-                        + ("" if pool.autostart else f" (and pool-autostart '{pool.name}')"),
-                        Fix("start pool", pool.name),
-                    )
-                )
-        if len(over) > 1:
-            found.append(
-                warning(
-                    "pool-twice",
-                    uri,
-                    f"two storage pools are over {folder}: {', '.join(pool.name for pool in over)}; what one "
-                    "does, the other does not see",
-                    f"remove one of them, which leaves the files: virsh -c '{shown}' pool-undefine NAME",
-                )
-            )
-    return found
+    paths = {posixpath.normpath(folder) for folder in folders}
+    return [
+        warning(
+            "pool-inactive",
+            uri,
+            f"the storage pool {pool.name} over {pool.path} does not run",
+            f"virsh -c '{shown}' 'pool-start {pool.name}'"
+            if pool.autostart
+            else f"virsh -c '{shown}' 'pool-start {pool.name}; pool-autostart {pool.name}'",
+            Fix("start pool", pool.name),
+        )
+        for pool in pools
+        if not pool.active and posixpath.normpath(pool.path or "/") in paths
+    ]
 
 
 def room_finding(uri: str, seen: SeenPath, frozen: int, budget: int) -> Finding | None:

@@ -25,6 +25,7 @@ CLOCK_OFF_S = 60
 """By how much a host's clock may differ: directories are claimed for an hour at a time."""
 
 LOOPBACK = "127.0.0.1"
+MINUTE_S, HOUR_S = 60, 3600
 
 
 # The master's address
@@ -219,7 +220,7 @@ def estate_findings(uri: str, estates: Sequence[Estate], now: float) -> list[Fin
     """
     found = []
     for estate in estates:
-        has = f"{len(estate.domains)} VMs and {estate.count} files"
+        has = f"{_count(len(estate.domains), 'VM')} and {_count(estate.count, 'file')}"
         if estate.until is None:
             if estate.count or estate.domains:
                 found.append(
@@ -235,12 +236,20 @@ def estate_findings(uri: str, estates: Sequence[Estate], now: float) -> list[Fin
                 warning(
                     "leftovers",
                     uri,
-                    f"the master {estate.owner} has not renewed its claim on {has} since "
-                    f"{(now - estate.until) / 3600:.0f} h, and seems to be no more",
+                    f"the master {estate.owner} seems to be no more: its claim on {has} ran out "
+                    f"{_ago(now - estate.until)} ago",
                     f"start it again, or remove what it left: latentvirt sweep -c '{uri}'",
                 )
             )
     return found or [fine("masters", uri, "no dead master left anything")]
+
+
+def _ago(seconds: float) -> str:
+    return f"{seconds / HOUR_S:.0f} h" if seconds >= HOUR_S else f"{seconds / MINUTE_S:.0f} min"
+
+
+def _count(number: int, what: str) -> str:
+    return f"{number} {what}{'' if number == 1 else 's'}"
 
 
 def helper_findings(uri: str, estates: Sequence[Estate], needed: Sequence[str]) -> list[Finding]:

@@ -61,9 +61,9 @@ def _look(uri: str, network: NetworkView, *, named: bool, virsh: str) -> Finding
             "network-inactive",
             uri,
             f"the network {name} does not run",
-            f'{virsh} "net-start {name}"'
+            f"{virsh} 'net-start {name}'"
             if network.autostart
-            else f'{virsh} "net-start {name}; net-autostart {name}"',
+            else f"{virsh} 'net-start {name}; net-autostart {name}'",
             Fix("start network", name) if named else None,
         )
     if not network.dhcp:
