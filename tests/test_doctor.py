@@ -177,6 +177,7 @@ def as_nobody(folder: Path, *arguments: str) -> list[dict[str, Any]]:
     return found
 
 
+@pytest.mark.libvirt
 def test_a_user_who_may_not_use_libvirt_is_told_the_group(folder: Path) -> None:
     """Where the socket is closed to the user, the group is named that it is open to."""
     with listener(folder / "sock"):
@@ -306,6 +307,7 @@ def test_a_login_that_would_ask_for_a_password_is_told(sshd: LoopbackSshd, folde
     assert "ssh-copy-id" in found.remedy
 
 
+@pytest.mark.libvirt
 def test_a_host_that_ssh_does_not_reach_is_told() -> None:
     """A port where nobody listens is told as that, in ssh's words."""
     with socket.socket() as taken:
@@ -533,6 +535,7 @@ def test_what_frozen_images_take_is_told(daemon: PrivateLibvirtd, folder: Path) 
         daemon.virsh("pool-destroy", pool)
 
 
+@pytest.mark.libvirt
 def test_a_path_that_the_user_who_asks_cannot_see_is_not_called_wrong(folder: Path) -> None:
     """Where whoever asks cannot look, it is said that nobody knows, and not that QEMU is kept out."""
     (folder / "closed" / "images").mkdir(parents=True)
