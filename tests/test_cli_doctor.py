@@ -26,7 +26,7 @@ import reactorthread
 from latentvirt.abandoned import Estate
 from latentvirt.capabilities import HostCapabilities
 from latentvirt.cli import main
-from latentvirt.doctor import Severity
+from latentvirt.doctor import MasterAddress, Severity
 from latentvirt.doctor import shell as shells
 from latentvirt.doctor.finding import Finding
 from latentvirt.doctor.folders import Someone, folder_findings, image_finding
@@ -34,6 +34,7 @@ from latentvirt.doctor.hypervisor import kvm_finding, security_finding
 from latentvirt.doctor.masters import helper_findings
 from latentvirt.doctor.shell import Part, Ran, SeenPath, Shell, read_answer
 from latentvirt.doctor.way import way_to
+from latentvirt.master.wanting import wanted_in
 from latentvirt.names import Lease, directory_name, pool_name
 from latentvirt.testing import FakeFile, FakeLibvirt
 
@@ -332,6 +333,50 @@ def test_an_aliass_way_is_that_of_its_uri(monkeypatch: pytest.MonkeyPatch, tmp_p
     assert way.by_hand == "ssh -p 2222 -i /k me@far"
     assert way.ssh[way.ssh.index("-l") + 1] == "me"
     assert "BatchMode=yes" in way.ssh
+
+
+# What a master.cfg wants
+
+WANTING = """
+from buildbot.plugins import schedulers, util
+from latentvirt import Connection, Hosts, Image, LibVirtWorker, Size
+c = BuildmasterConfig = {}
+one, two = Connection('qemu+ssh://one/system'), Connection('qemu+ssh://two/system')
+XML = (
+    "<domain type='qemu'><memory>1024</memory><os><type>hvm</type></os><devices><disk type='file'>"
+    "<driver name='qemu' type='qcow2'/><source file='/vms/a'/><target dev='vda'/></disk>"
+    "<interface type='network'><source network='lan'/></interface></devices></domain>"
+)
+c['workers'] = [
+    LibVirtWorker('xml', 'pass', one, '/vms/a', '/srv/base', xml=XML, identity='channel'),
+    LibVirtWorker('sized', 'pass', Hosts(one, two), base_image='/srv/base', size=Size(), networks=['extra'],
+                  masterFQDN='ci.example.org:9990', virt_type='kvm'),
+    LibVirtWorker('copied', 'pass', two, base_image=Image('/srv/image'), size=Size()),
+    LibVirtWorker('varies', 'pass', one, base_image=util.Interpolate('/srv/%(prop:image)s')),
+]
+names = [worker.name for worker in c['workers']]
+c['builders'] = [util.BuilderConfig(name='x', workernames=names, factory=util.BuildFactory())]
+c['schedulers'] = [schedulers.ForceScheduler(name='force', builderNames=['x'])]
+c['protocols'] = {'pb': {'port': 'tcp:9989:interface=127.0.0.1'}}
+"""
+
+
+def test_what_a_master_cfg_wants_of_each_host_is_read(tmp_path: Path) -> None:
+    """Of each host are wanted the folders, images and networks of its workers that depend on no build."""
+    (tmp_path / "master.cfg").write_text(WANTING)
+    one, two = wanted_in(str(tmp_path), ["/more"])
+    assert (one.uri, two.uri) == (HERE, THERE)
+    assert one.folders == ("/vms", "/srv", "/more")
+    assert two.folders == ("/srv", "/var/lib/libvirt/images", "/more")
+    assert (one.images, two.images) == (("/srv/base",), ("/srv/base",))
+    assert (one.networks, two.networks) == (("lan", "extra"), ("extra",))
+    assert (one.kvm, one.helper, two.helper) == (("sized",), ("xml",), ())
+    inside = "127.0.0.1"
+    assert set(one.addresses) == {
+        MasterAddress(network="lan", given=None, port=9989, interface=inside),
+        MasterAddress(network="user", given="ci.example.org", port=9990, interface=inside),
+        MasterAddress(network="", given=None, port=9989, interface=inside),
+    }
 
 
 # On a terminal

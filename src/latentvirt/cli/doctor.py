@@ -23,6 +23,9 @@ STYLES = {Severity.OK: "green", Severity.WARNING: "yellow", Severity.PROBLEM: "b
 ORDER = list(reversed(Severity))
 """What is worst comes first."""
 
+SPINNER_WIDTH = 3
+"""What the spinner and the room around it take of a line."""
+
 WIDEST = 120
 """Longer lines are hard to read, however wide the terminal is."""
 
@@ -46,7 +49,9 @@ class Progress:
     def __init__(self, hosts: int) -> None:
         self._hosts = hosts
         self._done = 0
-        self._status = Console(stderr=True).status("looking...")
+        console = Console(stderr=True)
+        self._width = console.width - SPINNER_WIDTH
+        self._status = console.status("looking...")
 
     def __enter__(self) -> Progress:
         self._status.start()
@@ -58,8 +63,9 @@ class Progress:
     def tell(self, uri: str, what: str) -> None:
         """Show what is asked of a host next."""
         count = f"{self._done} of {self._hosts} hosts done; " if self._hosts > 1 else ""
-        where = uri.partition("?")[0]
-        self._status.update(Text(f"{count}{where}: {what}...", no_wrap=True, overflow="ellipsis"))
+        said = Text(f"{count}{uri.partition('?')[0]}: {what}...")
+        said.truncate(self._width, overflow="ellipsis")
+        self._status.update(said)
 
     def done(self, uri: str) -> None:
         """Show that a host was asked for everything."""

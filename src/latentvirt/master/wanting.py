@@ -9,13 +9,13 @@ from typing import Any
 from latentvirt import domainxml
 from latentvirt.address import master_port, split_address
 from latentvirt.config import Connection, Image
+from latentvirt.devices import USER_NETWORK
 from latentvirt.doctor import MasterAddress, Wanted
 from latentvirt.errors import LatentvirtError
+from latentvirt.labels import is_text
 from latentvirt.master.arguments import Arguments
 from latentvirt.master.reading import workers_in
 from latentvirt.spec import MachineSpec
-
-USER_MODE = "user"
 
 _INTERFACE = re.compile(r"interface=((?:\\.|[^:\\])+)")
 
@@ -43,19 +43,16 @@ def _of_host(
     connection: Connection, workers: list[tuple[str, Arguments]], pb: Any, folders: Sequence[str]
 ) -> Wanted:
     specs = [(name, arguments, _spec(name, arguments)) for name, arguments in workers]
-    own = [one.static_folder for _, one in workers if one.static_folder is not None]
+    own = [one.static_folder for _, one in workers if one.static_folder]
     if any(isinstance(one.base_image, Image) for _, one in workers) or not own:
         own.append(connection.images)
     return Wanted(
         connection=connection,
         folders=_once([*own, *folders]),
-        images=_once(one.base_image for _, one in workers if isinstance(one.base_image, str)),
-        networks=_once(
-            name
-            for _, arguments, spec in specs
-            for name in _networks(arguments, spec)
-            if name and name != USER_MODE
+        images=_once(
+            image for _, one in workers if is_text(image := one.base_image) and image.startswith("/")
         ),
+        networks=_once(name for _, arguments, spec in specs for name in _networks(arguments, spec)),
         kvm=_once(name for name, one in workers if one.virt_type == "kvm"),
         helper=_once(
             name for name, one in workers if one.start == "thaw" or one.identity == "channel" or one.standby
@@ -63,7 +60,7 @@ def _of_host(
         addresses=_once(
             _address(arguments, network, pb)
             for _, arguments, spec in specs
-            for network in _networks(arguments, spec)
+            if (network := _first_network(arguments, spec)) is not None
         ),
     )
 
@@ -81,14 +78,26 @@ def _spec(name: str, arguments: Arguments) -> MachineSpec | None:
     return None if need is None else need.spec
 
 
-def _networks(arguments: Arguments, spec: MachineSpec | None) -> tuple[str, ...]:
-    """Name the networks of a worker's VMs: none if that is known only when a build, or the host, is asked."""
+def _first_network(arguments: Arguments, spec: MachineSpec | None) -> str | None:
+    """Name the network by which a worker's VMs reach the master.
+
+    Returns:
+        Its name, or ``user``; empty if that is known only when a build, or the host, is asked; None if a VM
+        has no network.
+    """
     if spec is not None and spec.xml is not None:
         use = domainxml.network_of(spec.xml)
-        return {"user": (USER_MODE,), "network": (use.name,), "none": ()}.get(use.kind, ("",))
-    if (spec is not None and spec.kind == "generated") or arguments.flavors:
-        return (arguments.network,)
-    return (arguments.network,) if arguments.network != USER_MODE else ()
+        return {"user": USER_NETWORK, "network": use.name, "none": None}.get(use.kind, "")
+    card = arguments.network
+    if (spec is not None and spec.kind == "generated") or arguments.flavors or card.network != USER_NETWORK:
+        return card.network or ""
+    return ""
+
+
+def _networks(arguments: Arguments, spec: MachineSpec | None) -> list[str]:
+    """Name the networks of libvirt's that a worker's VMs are to have."""
+    extra = [card.network for card in spec.networks] if spec is not None else []
+    return [name for name in (_first_network(arguments, spec), *extra) if name and name != USER_NETWORK]
 
 
 def _address(arguments: Arguments, network: str, pb: Any) -> MasterAddress:
