@@ -18,7 +18,7 @@ from latentvirt.host import NetworkView
 from latentvirt.names import FileName
 from latentvirt.sweep import FROZEN
 
-CONNECT_S = 5.0
+CALL_S = 5.0
 """How long a master may take to accept a connection."""
 
 CLOCK_OFF_S = 60
@@ -91,7 +91,7 @@ def call(host: str, port: int | None) -> Calling:
         if port is None:
             break
         try:
-            socket.create_connection((address, port), timeout=CONNECT_S).close()
+            socket.create_connection((address, port), timeout=CALL_S).close()
         except OSError as refused:
             error = str(refused.strerror or refused)
         else:
