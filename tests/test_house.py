@@ -17,7 +17,6 @@ FLOORS = (
     {"testing"},
     {"cli"},
     {"master"},
-    {"doctor"},
     {"line"},
     {"machine"},
     {"tiers"},

@@ -153,13 +153,23 @@ def test_an_image_that_is_there_costs_a_start_no_call(scene: Scene) -> None:
     assert len(scene.state.trouble.calls) == before
 
 
-def test_an_image_that_is_there_costs_one_look(scene: Scene, forgetful: None) -> None:
-    """A start later than that looks at the one volume, and copies nothing."""
+def test_an_image_that_is_there_costs_two_looks(scene: Scene, forgetful: None) -> None:
+    """A start later than that looks at the copy and at what makes it one, and copies nothing."""
     image = scene.image()
     path = scene.bring(image)
     before = len(scene.state.trouble.calls)
     assert scene.bring(image) == path
-    assert scene.state.trouble.calls[before:] == ["pool.storageVolLookupByName", "volume.XMLDesc"]
+    assert scene.state.trouble.calls[before:] == ["pool.storageVolLookupByName", "volume.XMLDesc"] * 2
+
+
+def test_an_image_that_is_to_go_is_copied_anew(scene: Scene, forgetful: None) -> None:
+    """A start does not choose a copy that somebody is about to collect, though it is there."""
+    image = scene.image()
+    path = scene.bring(image)
+    scene.state.files.pop(f"{path.removesuffix('.qcow2')}.ready")
+    scene.state.add_file(f"{path}.doomed")
+    assert scene.bring(image) != path
+    assert path in scene.state.files
 
 
 def test_another_master_uses_what_is_there(scene: Scene) -> None:
@@ -677,4 +687,4 @@ def test_names_of_others_on_a_shelf_mean_nothing() -> None:
     """What a person keeps beside our copies is neither used nor removed."""
     digest = "a" * 64
     names = ["notes.txt", f"{digest}.qcow2", f"{digest}.0123456789ab.vmdk", f"{'b' * 64}.lock.1"]
-    assert Listing.of(digest, names) == Listing((), (), (), ())
+    assert Listing.of(digest, names) == Listing((), (), (), (), ())

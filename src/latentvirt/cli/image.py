@@ -7,6 +7,7 @@ import click
 from latentvirt.cli.grouping import LazyGroup
 
 FURTHER = {
+    "gc": "latentvirt.cli.image_gc",
     "list": "latentvirt.cli.image_list",
     "pull": "latentvirt.cli.image_pull",
     "remove": "latentvirt.cli.image_remove",

@@ -13,9 +13,7 @@ from latentvirt.host.views import (
     DomainView,
     ImageView,
     MemoryView,
-    NetworkView,
     Node,
-    PoolView,
     Versions,
 )
 from latentvirt.host.watching import Watch
@@ -34,9 +32,7 @@ __all__ = [
     "ImageView",
     "LibvirtDriver",
     "MemoryView",
-    "NetworkView",
     "Node",
-    "PoolView",
     "Versions",
     "Watch",
 ]

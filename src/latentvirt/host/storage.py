@@ -231,22 +231,34 @@ def volume_at(connection: Any, path: str, probe_pool: str) -> Iterator[Any]:
 @contextmanager
 def _through_a_pool(connection: Any, path: str, probe_pool: str) -> Iterator[Any]:
     """Yield the volume of a file that no active pool has seen."""
-    folder, name = posixpath.split(path)
+    with _pool_over(connection, path, probe_pool) as pool:
+        yield pool.storageVolLookupByName(posixpath.basename(path))
+
+
+@contextmanager
+def _pool_over(connection: Any, path: str, probe_pool: str) -> Iterator[Any]:
+    """Yield an active pool that has seen what is in a file's folder now."""
     try:
         pool = _make_look_pool(connection, probe_pool, path)
     except libvirt.libvirtError:
         # One has this folder already, or ours was left there by a process that died while it looked.
-        theirs = _in_the_way(connection, probe_pool, folder)
+        theirs = _in_the_way(connection, probe_pool, posixpath.dirname(path))
         if theirs is not None:
             # Somebody's active pool has not seen the file yet; two pools on one folder would be worse.
             theirs.refresh(0)
-            yield theirs.storageVolLookupByName(name)
+            yield theirs
             return
         pool = _make_look_pool(connection, probe_pool, path)
     try:
-        yield pool.storageVolLookupByName(name)
+        yield pool
     finally:
         pool.destroy()
+
+
+def list_folder(connection: Any, folder: str, probe_pool: str) -> list[str]:
+    """List a person's folder: files and directories, by name; see `Host.folder`."""
+    with _pool_over(connection, posixpath.join(folder, ""), probe_pool) as pool:
+        return [str(name) for name in pool.listVolumes()]
 
 
 def _make_look_pool(connection: Any, name: str, path: str) -> Any:
@@ -260,7 +272,7 @@ def _make_look_pool(connection: Any, name: str, path: str) -> Any:
     except libvirt.libvirtError as error:
         if _says_no_such_file(error):
             code = error.get_error_code()
-            raise NotFound(f"could not look at the image {path}: {error}", code=code) from error
+            raise NotFound(f"could not look at {path}: {error}", code=code) from error
         raise
 
 

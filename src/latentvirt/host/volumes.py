@@ -125,6 +125,24 @@ class VolumeVerbs(Caller):
             deadline_s=self._deadlines.storage,
         )
 
+    async def folder(self, path: str, *, probe_pool: str) -> list[str]:
+        """List a person's folder: files and directories, by name.
+
+        A folder in no active pool is seen through a pool that exists for the moment of the look.
+
+        Args:
+            path: of the folder, on the host.
+            probe_pool: name for that pool.
+
+        Raises:
+            NotFound: there is no such folder.
+        """
+        return await self._call(
+            f"list the folder {path}",
+            lambda c: storage.list_folder(c, path, probe_pool),
+            deadline_s=self._deadlines.storage,
+        )
+
     async def room(self, pool: str) -> int:
         """Say how many bytes are free where a pool's directory lies.
 

@@ -130,6 +130,7 @@ class Library:
             return True
         try:
             seen = await place.shelf.look(str(known.found.name))
+            await place.shelf.look(known.found.name.marker)  # a copy without it may go at any time
         except HostUnreachable:
             raise
         except NotFound:

@@ -14,6 +14,7 @@ DIRECTORY = "latentvirt-images"
 
 _COPY = re.compile(r"([0-9a-f]{64})\.([0-9a-f]{12})\.(qcow2|raw)")
 _MARKER = re.compile(r"([0-9a-f]{64})\.([0-9a-f]{12})\.ready")
+_DOOMED = re.compile(r"([0-9a-f]{64})\.([0-9a-f]{12})\.(qcow2|raw)\.doomed")
 _LOCK = re.compile(r"([0-9a-f]{64})\.lock\.(\d{1,9})")
 
 
@@ -49,6 +50,11 @@ class CopyName:
         """Name the empty file that makes it an image; it is written last."""
         return f"{self.digest}.{self.nonce}.ready"
 
+    @property
+    def doom(self) -> str:
+        """Name the empty file that says that it will go unless somebody uses it; it outlives it."""
+        return f"{self}.doomed"
+
     @classmethod
     def new(cls, digest: str, format: str) -> CopyName:
         """Name another attempt."""
@@ -58,6 +64,12 @@ class CopyName:
     def parse(cls, name: str) -> CopyName | None:
         """Read a name; None if it is not a copy's."""
         found = _COPY.fullmatch(name)
+        return cls(*found.groups()) if found else None
+
+    @classmethod
+    def parse_doom(cls, name: str) -> CopyName | None:
+        """Read which copy is doomed from the name of the file that says so; None if it is none."""
+        found = _DOOMED.fullmatch(name)
         return cls(*found.groups()) if found else None
 
 
@@ -95,12 +107,14 @@ class Listing:
     Args:
         ready: copies with a marker.
         unready: copies without one: under way, or given up.
+        doomed: copies that will go, unless somebody uses them; with a marker or without.
         stray: markers without a copy, which mean nothing.
         locks: by turn.
     """
 
     ready: tuple[CopyName, ...]
     unready: tuple[CopyName, ...]
+    doomed: tuple[CopyName, ...]
     stray: tuple[str, ...]
     locks: tuple[LockName, ...]
 
@@ -108,12 +122,15 @@ class Listing:
     def of(cls, digest: str, names: list[str]) -> Listing:
         """Read all names on a shelf."""
         ours = {name for name in names if name.startswith(f"{digest}.")}
-        copies = sorted(copy for copy in map(CopyName.parse, ours) if copy is not None)
+        known = sorted(copy for copy in map(CopyName.parse, ours) if copy is not None)
+        doomed = {copy for copy in known if copy.doom in ours}
+        copies = [copy for copy in known if copy not in doomed]
         markers = {name for name in ours if _MARKER.fullmatch(name)}
         locks = [lock for lock in map(LockName.parse, ours) if lock is not None]
         return cls(
             ready=tuple(copy for copy in copies if copy.marker in markers),
             unready=tuple(copy for copy in copies if copy.marker not in markers),
-            stray=tuple(sorted(markers - {copy.marker for copy in copies})),
+            doomed=tuple(sorted(doomed)),
+            stray=tuple(sorted(markers - {copy.marker for copy in known})),
             locks=tuple(sorted(locks, key=lambda lock: lock.turn)),
         )

@@ -286,6 +286,18 @@ class ImageStore:
         with self._locked(path, waits):
             yield
 
+    @contextlib.contextmanager
+    def alone(self) -> Iterator[None]:
+        """Let nobody publish or remove anything meanwhile.
+
+        Raises:
+            ImageError: the store cannot be locked.
+        """
+        with self._telling("lock", "images"):
+            path = self._made(self.root) / "store.lock"
+        with self._locked(path):
+            yield
+
     # Files
 
     def _names(self) -> list[Path]:

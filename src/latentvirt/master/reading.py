@@ -4,13 +4,12 @@ from __future__ import annotations
 
 import os
 import warnings
-from typing import Any
 
 from buildbot.config.errors import ConfigErrors
 from buildbot.config.master import FileLoader
 from buildbot.warnings import ConfigWarning
 
-from latentvirt.config import Connection
+from latentvirt.config import Connection, Image
 from latentvirt.errors import ConfigError
 from latentvirt.master.arguments import Arguments, read_arguments
 from latentvirt.master.buildbots import split_arguments
@@ -28,22 +27,26 @@ def hosts_in(path: str) -> list[Connection]:
     Raises:
         ConfigError: it cannot be read, Buildbot refuses it, or no worker in it is latentvirt's.
     """
-    workers, _ = workers_in(path)
-    return list({one.uri: one for _, arguments in workers for one in arguments.hosts.connections}.values())
+    found = {
+        connection.uri: connection for given in _workers_in(path) for connection in given.hosts.connections
+    }
+    return list(found.values())
 
 
-def workers_in(path: str) -> tuple[list[tuple[str, Arguments]], dict[str, Any]]:
-    """Read what a master.cfg says of its workers that are latentvirt's, and its ``protocols``.
+def images_in(path: str) -> list[Image]:
+    """List the images that a master.cfg's workers bring to hosts, each once, but those that a build chooses.
 
     Args:
-        path: as for `hosts_in`.
-
-    Returns:
-        Each worker's name and arguments; options by protocol.
+        path: as for `hosts_in`, which see.
 
     Raises:
-        ConfigError: as for `hosts_in`.
+        ConfigError: as there.
     """
+    named = (given.base_image for given in _workers_in(path))
+    return list(dict.fromkeys(image for image in named if isinstance(image, Image)))
+
+
+def _workers_in(path: str) -> list[Arguments]:
     file = os.path.join(path, "master.cfg") if os.path.isdir(path) else path
     try:
         with warnings.catch_warnings():
@@ -57,11 +60,10 @@ def workers_in(path: str) -> tuple[list[tuple[str, Arguments]], dict[str, Any]]:
     workers = [worker for worker in config.workers if isinstance(worker, LibVirtWorker)]
     if not workers:
         raise ConfigError(f"no worker in {file} is a LibVirtWorker of latentvirt")
-    return [(worker.name, _arguments_of(worker)) for worker in workers], config.protocols
+    return [_arguments_of(worker) for worker in workers]
 
 
 def _arguments_of(worker: LibVirtWorker) -> Arguments:
     given = worker.getConfigDict()
     ours, _ = split_arguments(given["kwargs"])
-    password = given["args"][1]
-    return read_arguments(password, **ours)
+    return read_arguments(given["args"][1], **ours)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+from collections.abc import Callable
 
 from lxml import etree
 
@@ -25,13 +26,16 @@ REMEMBERED_DOMAINS = 4096
 """How many domains' XML is not read again."""
 
 
-def normalised(xml: str, *, uuid: str, id: int | None) -> str:
+def normalised(
+    xml: str, *, uuid: str, id: int | None, below: Callable[[str], list[tuple[str, str]]] = lambda _: []
+) -> str:
     """Word a domain's XML as libvirt does.
 
     Args:
         xml: as given.
         uuid: filled in where it is missing.
         id: of a run; adds what a live domain's XML has; None for a definition.
+        below: tells path and format of each image that a file stands on.
     """
     root = etree.fromstring(xml, etree.XMLParser(remove_comments=True))
     name = root.find("name")
@@ -50,7 +54,22 @@ def normalised(xml: str, *, uuid: str, id: int | None) -> str:
     if id is not None:
         root.set("id", str(id))
         _liven(root, id)
+        for disk in root.iterfind("devices/disk"):
+            _add_chain(disk, below)
     return etree.tostring(root, encoding="unicode")
+
+
+def _add_chain(disk: etree._Element, below: Callable[[str], list[tuple[str, str]]]) -> None:
+    source = disk.find("source[@file]")
+    if source is None or disk.find("backingStore") is not None:
+        return
+    upper = disk
+    for path, format in below(source.get("file", "")):
+        upper = etree.SubElement(upper, "backingStore", type="file")
+        etree.SubElement(upper, "format", type=format)
+        etree.SubElement(upper, "source", file=path)
+    if upper is not disk:
+        etree.SubElement(upper, "backingStore")
 
 
 def dormant(xml: str) -> str:

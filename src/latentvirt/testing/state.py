@@ -161,9 +161,6 @@ class FakeHostState:
         files: by path; directories are in ``folders``.
         pools: by name.
         networks: by name: the host's address there, None for a network without one.
-        stopped_networks: names of those that do not run.
-        networks_without_dhcp: names of those that give no addresses.
-        networks_without_autostart: names of those that do not run after the host was booted.
         guests: makes the guest of a domain that is created.
         cpus: how many processors it has.
         memory: as libvirt tells it, in KiB.
@@ -181,9 +178,6 @@ class FakeHostState:
         self.folders: set[str] = {"/"}
         self.pools: dict[str, FakePool] = {}
         self.networks: dict[str, str | None] = {}
-        self.stopped_networks: set[str] = set()
-        self.networks_without_dhcp: set[str] = set()
-        self.networks_without_autostart: set[str] = set()
         self.guests: Callable[[FakeDomain], FakeGuest] = lambda domain: FakeGuest()
         self.capabilities = defaults.CAPABILITIES
         self.domain_capabilities = defaults.DOMAIN_CAPABILITIES
@@ -247,6 +241,15 @@ class FakeHostState:
         with self.lock:
             parts = (posixpath.split(path) for path in self.files)
             return sorted(name for there, name in parts if there == folder)
+
+    def images_below(self, path: str) -> list[tuple[str, str]]:
+        """List path and format of each image that a file stands on, the next one first."""
+        found = []
+        file = self.files.get(path)
+        while file is not None and file.backing is not None:
+            found.append((file.backing, file.backing_format or "raw"))
+            file = self.files.get(file.backing)
+        return found
 
     # What befalls a host
 

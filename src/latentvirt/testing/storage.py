@@ -51,9 +51,6 @@ class VirPool:
     def isActive(self) -> int:
         return int(self._meet("isActive").active)
 
-    def autostart(self) -> int:
-        return int(self._meet("autostart").persistent)
-
     def XMLDesc(self, flags: int = 0) -> str:
         pool = self._meet("XMLDesc")
         return (
@@ -90,6 +87,10 @@ class VirPool:
         pool.seen = {}
         for name in self._host.listing(pool.path):
             pool.see(name, self._host.files[posixpath.join(pool.path, name)])
+        for folder in self._host.folders:
+            above, name = posixpath.split(folder)
+            if above == pool.path and name:
+                pool.see(name, FakeFile(format="dir", capacity=0))
 
     def info(self) -> list[int]:
         self._meet("info")
