@@ -60,6 +60,30 @@ def test_uefi_variables_and_tpm_are_the_starts_own() -> None:
     assert parse(allowed.stdout).find("os/nvram") is None
 
 
+def test_extra_devices_are_shown_as_a_start_has_them() -> None:
+    """Disks with their own files, counted and on their bus, and cards in their networks are in the XML."""
+    devices = [
+        "--disk=1GiB,serial=osd,count=2",
+        "--disk=512,bus=scsi,format=raw",
+        "--nic=lab",
+        "--nic=bridge=br0",
+    ]
+    result = xml("-", "--base-image=/images/base", *devices, stdin=domain("<interface type='user'/>"))
+    root = parse(result.stdout)
+    assert [
+        (disk.find("target").get("dev"), disk.findtext("serial"), disk.find("driver").get("type"))
+        for disk in root.findall("devices/disk")
+    ] == [
+        ("vda", None, "qcow2"),
+        ("vdb", "osd0", "qcow2"),
+        ("vdc", "osd1", "qcow2"),
+        ("sda", "extra2", "raw"),
+    ]
+    cards = root.findall("devices/interface")
+    assert [card.get("type") for card in cards] == ["user", "network", "bridge"]
+    assert [card.find("mac") is None for card in cards] == [True, False, False]
+
+
 def test_a_domain_is_generated_from_stored_capabilities() -> None:
     """With what virsh printed on a host, its domain is shown on any machine."""
     result = xml("--generate", "--base-image=/images/base", "--memory=2 GiB", "--vcpus=3", *CAPABILITIES)
@@ -77,6 +101,12 @@ def test_a_domain_is_generated_from_stored_capabilities() -> None:
         (["-", "--base-image=/b"], "<domain type='kvm'/>", "no disk"),
         (["-", "--base-image=/b"], domain("<shmem name='a'/>"), "allow_shared={'shmem'}"),
         (["--generate", "--base-image=/b"], None, "virsh -c URI domcapabilities"),
+        (["-", "--base-image=/b", "--disk=lots"], domain(), "size='lots' is not an amount"),
+        (["-", "--base-image=/b", "--disk=1GiB,data"], domain(), "'data' is no key=value"),
+        (["-", "--base-image=/b", "--disk=serial=data"], domain(), "a disk has no size"),
+        (["-", "--disk=1GiB"], domain(), "give --base-image"),
+        (["-", "--nic=lab,source=x"], domain(), "there is no 'source'"),
+        (["-", "--nic=lab,mac=01:00:00:00:00:00"], domain(), "the address of a group"),
         (["--generate", "--base-image=/b", "--capabilities=-"], "<domain/>", "is not a host's capabilities"),
         (["--generate", "--base-image=/b", "--capabilities=-"], "<", "capabilities cannot be read"),
         (["--generate", "--base-image=/b", "--memory=lots", *CAPABILITIES], None, "memory='lots'"),

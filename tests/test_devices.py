@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 
 from domainxml.support import HERE, OWNERSHIP, UUID, domain
 from domainxml.test_golden import compare, generated
-from latentvirt import Connection, LibVirtWorker
+from latentvirt import Connection, LibVirtWorker, workers
 from latentvirt.devices import DISK_BUSES, MOST_DISKS, Disk, Nic, read_disks, read_nic, read_nics
 from latentvirt.domainxml import Overlay, OwnCards, parse, rewrite, with_devices, writable_disks
 from latentvirt.domainxml.adding import letters_of, number_of
@@ -305,6 +305,18 @@ def test_two_workers_with_one_mac_are_refused(tmp_path: Path) -> None:
     assert re.search(rf"'minion2': mac='{MAC}' is that of worker 'minion1' as well", said), said
     good = checkconfig(tmp_path, DIRECT, both.replace(MAC, OTHER_MAC, 1))
     assert good.returncode == 0, good.stdout
+
+
+def test_many_workers_cannot_share_one_mac() -> None:
+    """Workers that are made many at once are refused a fixed address, and each gets one of its own without."""
+
+    def make(card: Nic) -> None:
+        with config_errors.capture_config_errors(raise_on_error=True):
+            workers("vps", 2, "qemu:///system", password=None, base_image="/b", size={}, network=card)
+
+    make(Nic("lab"))
+    with pytest.raises(config_errors.ConfigErrors, match=f"'vps002': mac='{MAC}' is that of worker 'vps001'"):
+        make(Nic("lab", mac=MAC))
 
 
 def test_the_same_worker_may_be_read_again() -> None:

@@ -116,6 +116,16 @@ def test_other_extra_disks_are_another_vm_to_freeze(scene: Scene) -> None:
     assert scene.build(other) == ["freeze", "thaw"]
 
 
+@pytest.mark.guest
+def test_a_frozen_guest_without_its_extra_disk_is_not_thawed(scene: Scene) -> None:
+    """When somebody deletes the extra disk of a frozen guest, the next build boots, and freezes a new one."""
+    scene.build(machine(scene))
+    lost = next(name for name in scene.kept() if name.kind == "disk")
+    (Path(scene.storage.directory) / str(lost)).unlink()
+    assert scene.build(machine(scene)) == ["thaw", "boot", "freeze", "thaw"]
+    assert lost not in scene.kept()
+
+
 def test_a_generated_domain_has_them_on_every_bus(scene: Scene) -> None:
     """A generated VM starts with disks of each bus beside its own, and its cards keep their addresses."""
     disks = read_disks([Disk("1 MiB", bus=bus, count=2) for bus in ("virtio", "scsi", "sata")])
