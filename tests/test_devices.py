@@ -308,7 +308,7 @@ def test_two_workers_with_one_mac_are_refused(tmp_path: Path) -> None:
 
 
 def test_many_workers_cannot_share_one_mac() -> None:
-    """Workers that are made many at once are refused a fixed address, and each gets one of its own without."""
+    """Workers that are made many at once are refused a fixed address, and need none."""
 
     def make(card: Nic) -> None:
         with config_errors.capture_config_errors(raise_on_error=True):
