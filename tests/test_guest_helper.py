@@ -90,6 +90,10 @@ def never() -> None:
 FREEZE = b'{"latentvirt": 1, "say": "freeze"}'
 
 
+PUBLIC = f"ssh-ed25519 {'A' * 68}"
+PRIVATE = f"-----BEGIN OPENSSH PRIVATE KEY-----\n{'B' * 70}\nCCC=\n-----END OPENSSH PRIVATE KEY-----\n"
+
+
 def identity(**changes: object) -> bytes:
     """Make the host's line, changed; ... leaves a key out."""
     said = {
@@ -110,14 +114,14 @@ def test_the_identity_is_read_whole(guest: ModuleType) -> None:
     """The worker is called, and attaches to, what the host said."""
     heard = guest.parse_identity(guest.read_line(identity(colour="green", thawed=True, renew=["ssh", "x"])))
     start = ("minion1", SECRET, "10.0.2.2", 9989, 1732153000.123, bytes(64), "0123456789ab")
-    assert heard == (*start, True, ("ssh",))
+    assert heard == (*start, True, ("ssh",), None)
 
 
 def test_an_identity_needs_only_name_password_and_master(guest: ModuleType) -> None:
     """A host that sends neither time nor entropy is served."""
     line = identity(time=..., entropy=..., start=..., master="[fd00::2]:1")
     heard = guest.parse_identity(guest.read_line(line))
-    assert heard == ("minion1", SECRET, "fd00::2", 1, None, b"", "", False, None)
+    assert heard == ("minion1", SECRET, "fd00::2", 1, None, b"", "", False, None, None)
 
 
 @pytest.mark.parametrize(
@@ -139,6 +143,9 @@ def test_an_identity_needs_only_name_password_and_master(guest: ModuleType) -> N
         (identity(time=-1), '"time"'),
         (identity(entropy="***"), '"entropy"'),
         (identity(renew="ssh"), '"renew"'),
+        (identity(ssh_host_key="key"), '"ssh_host_key"'),
+        (identity(ssh_host_key={"private": PRIVATE, "public": PUBLIC + "\nmore"}), '"ssh_host_key"'),
+        (identity(ssh_host_key={"private": SECRET, "public": PUBLIC}), '"ssh_host_key"'),
     ],
 )
 def test_what_is_wrong_is_said_without_the_password(guest: ModuleType, line: bytes, why: str) -> None:
@@ -398,7 +405,7 @@ def test_systemd_learns_that_the_worker_is_loaded(
 def linux(guest: ModuleType, tmp_path: Path) -> Any:
     """A Linux all of whose paths are in a folder of the test's own."""
     system = guest.Linux()
-    system._ssh = str(tmp_path)
+    system.ssh = str(tmp_path)
     system._sshd_pid = str(tmp_path / "sshd.pid")
     system._machine_ids = (str(tmp_path / "machine-id"), str(tmp_path / "dbus"))
     system._leases = str(tmp_path / "leases")
@@ -476,6 +483,54 @@ def test_a_guest_without_host_keys_gets_none(linux: Any, tmp_path: Path) -> None
     """An image without an SSH server is not given what it never had."""
     linux.renew("ssh")
     assert list(tmp_path.iterdir()) == []
+
+
+def test_the_host_is_told_the_host_keys_that_an_ssh_server_has(linux: Any, tmp_path: Path) -> None:
+    """The public keys are told without their comments; one without its private half, or with none, is not."""
+    assert linux.host_keys() == []
+    for kind in ("ecdsa", "ed25519", "rsa"):
+        (tmp_path / f"ssh_host_{kind}_key").write_text("private")
+        (tmp_path / f"ssh_host_{kind}_key.pub").write_text(f"{kind} AAAA{kind} root@image\n")
+    (tmp_path / "ssh_host_ecdsa_key").unlink()
+    (tmp_path / "ssh_host_rsa_key.pub").unlink()
+    (tmp_path / "ssh_host_ed25519_key-cert.pub").write_text("a certificate")
+    assert linux.host_keys() == ["ed25519 AAAAed25519"]
+
+
+def test_an_ssh_server_without_a_key_gets_one(
+    guest: ModuleType, linux: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A VM of an image without host keys has one of its own; one that has any, or no server, gets none."""
+    monkeypatch.setattr(linux, "path", str(tmp_path / "bin"))
+    guest.make_missing_host_key(linux)
+    assert linux.host_keys() == []
+    (tmp_path / "bin").mkdir()
+    (tmp_path / "bin" / "sshd").write_text("")
+    (tmp_path / "bin" / "sshd").chmod(0o755)
+    guest.make_missing_host_key(linux)
+    (made,) = linux.host_keys()
+    assert made.startswith("ssh-ed25519 ")
+    guest.make_missing_host_key(linux)
+    assert linux.host_keys() == [made]
+
+
+def test_a_host_key_from_the_host_is_the_only_one(guest: ModuleType, linux: Any, tmp_path: Path) -> None:
+    """A VM that is given its worker's host key has that, thawed or not, and none of the image's."""
+    for kind in ("ed25519", "rsa"):
+        (tmp_path / f"ssh_host_{kind}_key").write_text("the image's")
+        (tmp_path / f"ssh_host_{kind}_key.pub").write_text(f"{kind} theimages")
+    who = guest.parse_identity(guest.read_line(identity(ssh_host_key={"private": PRIVATE, "public": PUBLIC})))
+    assert "BEGIN" not in repr(who)
+    for thawed in (False, True):
+        linux.set_hostname = lambda name: None
+        guest.settle(linux, who._replace(time=None, entropy=b"", thawed=thawed), guest.Generators(), ("ssh",))
+        assert linux.host_keys() == [PUBLIC]
+        assert sorted(file.name for file in tmp_path.iterdir()) == [
+            "ssh_host_ed25519_key",
+            "ssh_host_ed25519_key.pub",
+        ]
+        assert (tmp_path / "ssh_host_ed25519_key").read_text() == PRIVATE
+        assert (tmp_path / "ssh_host_ed25519_key").stat().st_mode & 0o777 == 0o600
 
 
 def test_the_machine_id_is_made_anew_where_it_is(linux: Any, tmp_path: Path) -> None:

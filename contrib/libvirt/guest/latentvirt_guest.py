@@ -33,7 +33,7 @@ import uuid
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
-VERSION = "2"
+VERSION = "3"
 PROTOCOL = 1
 PORT_NAME = "org.latentvirt.worker.0"
 MAX_LINE = 64 * 1024
@@ -57,6 +57,10 @@ CHANNEL_WAIT_S = 10.0
 HOSTNAME_WAIT_S = 60.0
 CLOCK_TOLERANCE_S = 0.05
 KEYGEN_WAIT_S = 10
+MOST_KEYS, LONGEST_KEY = 8, 16 * 1024
+"""How many public SSH host keys are told, and how many characters a host key may have."""
+SSHD_STARTS_S = 5
+"""How long an SSH server that has just read a host key may take until it can be told to read another."""
 ATTACH_S = 1
 """For how long what need not be done before we attach leaves the processor to us."""
 KEEPALIVE_S = 600
@@ -133,6 +137,7 @@ class System:
     basedir = "/var/lib/latentvirt/worker"
     config = "/etc/latentvirt/worker.json"
     user: str | None = "buildbot"
+    ssh = "/etc/ssh"
     path = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
 
     def __init__(self) -> None:
@@ -169,6 +174,33 @@ class System:
     def renew(self, what: str) -> None:
         """Make one of `RENEWABLE` anew, which the memory or the disk of other VMs has as well."""
         raise OSError(f"this helper does not know how on {self.name}")
+
+    def make_missing_host_key(self) -> None:
+        """Where there is an SSH server and no host key at all, make one: of this VM's own."""
+        folder = _listdir(self.ssh)
+        sshd = shutil.which("sshd", path=self.path)
+        if sshd is None or not os.path.isdir(self.ssh) or any(map(_HOST_KEY.fullmatch, folder)):
+            return
+        command = [_ssh_keygen(), "-q", "-t", "ed25519", "-N", "", "-f", f"{self.ssh}/ssh_host_ed25519_key"]
+        subprocess.run(command, check=True, timeout=KEYGEN_WAIT_S, stdin=subprocess.DEVNULL)
+
+    def install_host_key(self, private: str, public: str) -> None:
+        """Make this the only SSH host key that there is.
+
+        Args:
+            private: ed25519 key in OpenSSH's format.
+            public: the same, as in its ``.pub`` file.
+        """
+        raise OSError(f"this helper does not know how on {self.name}")
+
+    def host_keys(self) -> list[str]:
+        """Return the public SSH host keys, each as type and base64."""
+        keys = []
+        for name in _listdir(self.ssh):
+            words = (_read_text(f"{self.ssh}/{name}.pub") or "").split()[:2]
+            if _HOST_KEY.fullmatch(name) and len(words) == 2 and len(" ".join(words)) <= LONGEST_KEY:
+                keys.append(" ".join(words))
+        return keys[:MOST_KEYS]
 
     def dhcp_hostname(self) -> str | None:
         """Return the name that DHCP gave, None if there is none yet.
@@ -224,7 +256,6 @@ class Linux(System):
     _systemd = "/run/systemd/system"
     _bus = "/run/dbus/system_bus_socket"
     _drop_caches = "/proc/sys/vm/drop_caches"
-    _ssh = "/etc/ssh"
     _sshd_pid = "/run/sshd.pid"
     _machine_ids = ("/etc/machine-id", "/var/lib/dbus/machine-id")
     _serial_device = 3  # virtio's number for a console or serial device
@@ -318,30 +349,53 @@ class Linux(System):
 
     def _renew_ssh(self) -> None:
         """Make new host keys of the kinds that there are; the slow kinds in the background."""
-        before, after = "ssh_host_", "_key"
+        kinds = self._remove_host_keys()
+        if not kinds:
+            return
+        program = _ssh_keygen()
+        commands = {kind: [program, "-q", "-t", kind, "-N", "", "-f", kinds[kind]] for kind in sorted(kinds)}
+        quick = [commands.pop(kind) for kind in ("ecdsa", "ed25519") if kind in commands]
+        for process in [subprocess.Popen(command) for command in quick]:
+            process.wait(KEYGEN_WAIT_S)
+        reload = self._reload_sshd()
+        if commands:
+            self._later.append("; ".join([*map(shlex.join, commands.values()), reload]))
+
+    def _remove_host_keys(self) -> dict[str, str]:
+        """Remove all host keys; return the path of each by its kind."""
         kinds = {
-            name[len(before) : -len(after)]: f"{self._ssh}/{name}"
-            for name in _listdir(self._ssh)
-            if name.startswith(before) and name.endswith(after)
+            found[1]: f"{self.ssh}/{found[0]}"
+            for found in map(_HOST_KEY.fullmatch, _listdir(self.ssh))
+            if found
         }
         for path in kinds.values():
             for stale in (path, f"{path}.pub"):
                 if os.path.exists(stale):
                     os.remove(stale)
-        if not kinds:
-            return
-        program = shutil.which("ssh-keygen") or "/usr/bin/ssh-keygen"
-        commands = {kind: [program, "-q", "-t", kind, "-N", "", "-f", kinds[kind]] for kind in sorted(kinds)}
-        quick = [commands.pop(kind) for kind in ("ecdsa", "ed25519") if kind in commands]
-        for process in [subprocess.Popen(command) for command in quick]:
-            process.wait(KEYGEN_WAIT_S)
+        return kinds
+
+    def _reload_sshd(self) -> str:
+        """Let the SSH server read its keys again; return how to do it once more, nothing if there is none."""
         pid = _read_text(self._sshd_pid) or ""
-        reload = ""
         if pid.isdigit() and _read_text(f"/proc/{pid}/comm") == "sshd":
-            reload = f"kill -HUP {pid}"  # it holds the old keys until then
-            os.kill(int(pid), signal.SIGHUP)
-        if commands:
-            self._later.append("; ".join([*map(shlex.join, commands.values()), reload]))
+            os.kill(int(pid), signal.SIGHUP)  # it holds the old keys until then
+            return f"kill -HUP {pid}"
+        return ""
+
+    def install_host_key(self, private: str, public: str) -> None:
+        if not os.path.isdir(self.ssh):
+            raise OSError(f"there is no {self.ssh}")
+        self._remove_host_keys()
+        path = f"{self.ssh}/ssh_host_ed25519_key"
+        for name, text, mode in ((path, private, 0o600), (f"{path}.pub", public, 0o644)):
+            with open(
+                os.open(name, os.O_WRONLY | os.O_CREAT | os.O_EXCL, mode), "w", encoding="ascii"
+            ) as file:
+                file.write(text.strip() + "\n")
+        if not self._reload_sshd():
+            # It may be just starting, with the old key in its memory, and no pid to be told of the new one.
+            pid = shlex.quote(self._sshd_pid)
+            self._later.append(f"sleep {SSHD_STARTS_S}; read -r pid <{pid} && kill -HUP $pid")
 
     def _renew_dhcp(self) -> None:
         """Ask for our address again, which the server may have given to others while we slept."""
@@ -493,6 +547,13 @@ def this_system() -> System:
     return System()
 
 
+_HOST_KEY = re.compile(r"ssh_host_([a-z0-9]+)_key")
+
+
+def _ssh_keygen() -> str:
+    return shutil.which("ssh-keygen") or "/usr/bin/ssh-keygen"
+
+
 def _listdir(path: str) -> list[str]:
     try:
         return sorted(os.listdir(path))
@@ -554,6 +615,7 @@ class Identity(NamedTuple):
     start: str = ""
     thawed: bool = False
     renew: tuple[str, ...] | None = None
+    host_key: tuple[str, str] | None = None
 
     def __repr__(self) -> str:
         return f"Identity({self.name!r} at {self.host}:{self.port})"
@@ -588,6 +650,23 @@ def parse_renew(said: object) -> tuple[str, ...]:
     if not isinstance(said, list) or not all(isinstance(word, str) for word in said):
         raise HelperError(f'"renew" must be a list of some of {", ".join(RENEWABLE)}')
     return tuple(word for word in RENEWABLE if word in said)
+
+
+def parse_host_key(said: object) -> tuple[str, str]:
+    """Read an SSH host key, private and public."""
+    if isinstance(said, dict):
+        private, public = said.get("private"), said.get("public")
+        if (
+            isinstance(private, str)
+            and isinstance(public, str)
+            and len(private) <= LONGEST_KEY
+            and re.fullmatch(
+                r"-----BEGIN OPENSSH PRIVATE KEY-----\n[A-Za-z0-9+/=\n]+-----END [A-Z ]+-----\n?", private
+            )
+            and re.fullmatch(r"ssh-ed25519 [A-Za-z0-9+/=]{60,100}", public)
+        ):
+            return private, public
+    raise HelperError('"ssh_host_key" must be an ed25519 key in OpenSSH\'s format, private and public')
 
 
 def read_line(line: bytes) -> dict[str, Any]:
@@ -636,6 +715,7 @@ def parse_identity(said: dict[str, Any]) -> Identity:
         str(said.get("start", "")),
         said.get("thawed") is True,
         parse_renew(said["renew"]) if "renew" in said else None,
+        parse_host_key(said["ssh_host_key"]) if "ssh_host_key" in said else None,
     )
 
 
@@ -871,11 +951,26 @@ def settle(system: System, identity: Identity, generators: Generators, renew: tu
         system.set_hostname(identity.name)
     except OSError as error:
         note(f"the host name stays: {error}")
+    if identity.host_key is not None:
+        try:
+            system.install_host_key(*identity.host_key)
+        except (OSError, subprocess.SubprocessError) as error:
+            note(f"the SSH host key was not installed: {error}")
     for what in (renew if identity.renew is None else identity.renew) if identity.thawed else ():
+        if what == "ssh" and identity.host_key is not None:
+            continue
         try:
             system.renew(what)
         except (OSError, subprocess.SubprocessError) as error:
             note(f"{what} was not renewed: {error}")
+
+
+def make_missing_host_key(system: System) -> None:
+    """Let an SSH server have a key when it starts; without one a VM works as well."""
+    try:
+        system.make_missing_host_key()
+    except (OSError, subprocess.SubprocessError) as error:
+        note(f"no SSH host key was made: {error}")
 
 
 def has_route(host: str, port: int) -> bool:
@@ -972,6 +1067,7 @@ def main(argv: list[str] | None = None) -> int:
     arguments = parser.parse_args(argv)
     try:
         config = read_config(arguments.config, system)
+        make_missing_host_key(system)
         import_worker()
         system.tell_loaded()
         system.make_basedir(config.basedir, config.user)
@@ -994,13 +1090,14 @@ def main(argv: list[str] | None = None) -> int:
         if identity is None:
             identity = static_identity(config, system)
         settle(system, identity, generators, config.renew)
+        keys = system.host_keys()
         system.run_errands()
         if config.user is not None:
             system.become(config.user)
         os.chdir(config.basedir)
         note(f"attaching as {identity.name} to {identity.host}:{identity.port}")
         if by_channel and channel is not None:
-            channel.say(say="attaching")
+            channel.say(say="attaching", **({"ssh": keys} if keys else {}))
         if not identity.thawed:
             wait_for_route(identity)  # a guest is frozen with one
     except (HelperError, ImportError, KeyError, OSError) as error:
