@@ -11,6 +11,7 @@ import hashlib
 import lzma
 import os
 import re
+import runpy
 import shutil
 import subprocess
 import tempfile
@@ -114,6 +115,25 @@ def debian_image() -> DebianGuest:
     folder = cached("debian", [*inputs, " ".join(DEBIAN_OPTIONS).encode()], build)
     direct = busybox_guest()
     return DebianGuest(folder / "debian.qcow2", direct.kernel, direct.initrd)
+
+
+def ssh_image() -> tuple[DebianGuest, Path]:
+    """Return the Debian guest with an SSH server, built if its inputs changed, and root's private key."""
+    files = [VMBUILDER, *sorted((*CONTRIB.glob("image/*"), *CONTRIB.glob("guest/latentvirt*")))]
+
+    def build(folder: Path) -> None:
+        key = folder / "key"
+        subprocess.run(["ssh-keygen", "-q", "-t", "ed25519", "-N", "", "-f", key], check=True)
+        builder = runpy.run_path(str(VMBUILDER))
+        builder["FILES"]["/root/.ssh/authorized_keys"] = key.with_suffix(".pub")
+        output = folder / "debian.qcow2"
+        if builder["main"]([*DEBIAN_OPTIONS, "--package", "openssh-server", "--output", str(output)]):
+            raise RuntimeError("vmbuilder failed")
+        output.chmod(0o444)
+
+    folder = cached("ssh", [file.read_bytes() for file in files], build)
+    direct = busybox_guest()
+    return DebianGuest(folder / "debian.qcow2", direct.kernel, direct.initrd), folder / "key"
 
 
 def busybox_guest() -> BusyBoxGuest:

@@ -11,6 +11,7 @@ from latentvirt.claim import Claim
 from latentvirt.frozen import FrozenStore
 from latentvirt.guest import Identity
 from latentvirt.host import Host
+from latentvirt.hostkeys import PrivateKey
 from latentvirt.machine import Machine
 from latentvirt.planning import plan
 from latentvirt.spec import MachineSpec
@@ -31,6 +32,7 @@ class PlannedMachine:
         listener: who hears of it.
         frozen: the frozen images; None boots only.
         claimed: tells of a start's id whether a build has its VM.
+        ssh_host_key: what its guest is given.
     """
 
     host: Host
@@ -40,6 +42,7 @@ class PlannedMachine:
     listener: Any
     frozen: FrozenStore | None = None
     claimed: Any = lambda start: False
+    ssh_host_key: PrivateKey | None = None
     machine: Machine | None = None
 
     async def _made(self) -> Machine:
@@ -51,7 +54,9 @@ class PlannedMachine:
             plan=await plan(self.host, self.storage, self.spec),
             claim=self.claim,
             listener=self.listener,
-            identify=lambda use, address: Identity(name="minion1", password=ONCE, master="10.0.2.2:9989"),
+            identify=lambda use, address: Identity(
+                name="minion1", password=ONCE, master="10.0.2.2:9989", ssh_host_key=self.ssh_host_key
+            ),
             clock=reactor,
             now=lambda: 0.0,
             frozen=self.frozen,

@@ -72,6 +72,7 @@ class StageMaster(MasterService):
     def __init__(self, fake: FakeLibvirt, clock: Any) -> None:
         super().__init__()
         self.name = "stage"
+        self.basedir = "/nonexistent"
         self.reactor = clock
         self.wakes = 0
         self.config = SimpleNamespace(protocols={"pb": {"port": 9989}})

@@ -23,7 +23,9 @@ from latentvirt.guest import (
     freeze_line,
     identity_line,
 )
+from latentvirt.hostkeys import HostKey, PrivateKey
 
+KEY = HostKey("ssh-ed25519", "AAAAC3NzaC1lZDI1NTE5AAAAIG1hdGVyaWFs")
 READY = b'{"latentvirt": 1, "say": "ready", "helper": "1", "system": "linux"}\n'
 ABLE = b'{"latentvirt": 1, "say": "ready", "helper": "2", "system": "linux", "can": ["freeze", "fly"]}\n'
 FROZEN = b'{"latentvirt": 1, "say": "frozen"}\n'
@@ -160,3 +162,22 @@ def test_the_guest_is_asked_to_make_itself_ready() -> None:
 def test_an_identity_does_not_show_its_password() -> None:
     """The password is in no traceback or log by way of the identity's description."""
     assert "sekrit" not in repr(Identity(name="a", password="sekrit", master="b:1"))
+
+
+def test_a_guest_tells_its_host_keys() -> None:
+    """The SSH host keys that a guest tells are read; what is none of a known kind is passed over."""
+    told = {"latentvirt": 1, "say": "attaching", "ssh": [f"{KEY} root@guest", "ssh-new AAAA", 7]}
+    assert _messages([json.dumps(told).encode() + b"\n"]) == [Attaching((KEY,))]
+
+
+def test_a_guest_is_given_a_host_key_only_if_there_is_one() -> None:
+    """The line of an identity has a private key where the worker has one, and nobody's text of it does."""
+    given = PrivateKey("-----BEGIN", KEY)
+    identity = Identity(name="n", password="p", master="m:1", ssh_host_key=given)
+    assert json.loads(identity_line(identity, start="s", now=0))["ssh_host_key"] == {
+        "private": "-----BEGIN",
+        "public": str(KEY),
+    }
+    assert "BEGIN" not in repr(identity)
+    plain = Identity(name="n", password="p", master="m:1")
+    assert "ssh_host_key" not in json.loads(identity_line(plain, start="s", now=0))

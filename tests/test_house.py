@@ -35,7 +35,7 @@ FLOORS = (
     {"aliases", "devices", "hosts"},
     {"config"},
     {"labels"},
-    {"errors", "flights", "showing", "_version"},
+    {"errors", "flights", "hostkeys", "picture", "showing", "_version"},
 )
 FRONT_DOOR = "latentvirt"
 """The package's own __init__.py, which shows people what they import."""

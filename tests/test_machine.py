@@ -14,7 +14,7 @@ from contract.backends import domain_xml
 from latentvirt.claim import Claim
 from latentvirt.config import Connection, Size
 from latentvirt.devices import Disk, Nic, read_disks, read_nics
-from latentvirt.domainxml import parse
+from latentvirt.domainxml import GuestMark, guest_of, parse
 from latentvirt.errors import (
     ForeignDomain,
     GuestFailed,
@@ -26,10 +26,12 @@ from latentvirt.errors import (
 )
 from latentvirt.guest import Ready
 from latentvirt.host import Host
+from latentvirt.hostkeys import HostKey
 from latentvirt.names import Ownership, directory_name
 from latentvirt.spec import MachineSpec
 from latentvirt.storage import open_storage
 from latentvirt.testing import FakeGuest, FakeHostState, FakeLibvirt
+from latentvirt.testing.guest import CONSOLE
 from planned import ONCE, PlannedMachine
 from reactorthread import Heard, on_reactor, run, start
 
@@ -457,3 +459,57 @@ def test_a_guest_that_ignores_its_power_button_is_ended(scene: Scene) -> None:
     run(machine.start())
     run(machine.stop(graceful_s=0.1))
     assert scene.left() == NOTHING
+
+
+KEY = "ssh-ed25519 AAAAC3NzaC1lZDI1NTE5AAAAIG1hdGVyaWFs"
+
+
+def wait_for_mark(scene: Scene) -> GuestMark:
+    """Wait until what the guest told is in its domain's metadata."""
+    while True:
+        domain = scene.inspector.domain(NAME)
+        assert domain is not None
+        mark = guest_of(domain.live or "")
+        if mark is not None:
+            return mark
+        on_reactor(lambda: None)
+
+
+def test_a_guests_host_keys_are_where_any_process_can_read_them(scene: Scene) -> None:
+    """The SSH host keys that a guest tells are in its live domain's metadata, with its worker's name."""
+    scene.inspector.guests = lambda domain: FakeGuest(says_ready=True, ssh=(KEY, "rubbish"))
+    machine = scene.machine()
+    run(machine.start())
+    assert wait_for_mark(scene) == GuestMark("minion1", (HostKey(*KEY.split()),))
+    run(machine.stop())
+    assert scene.left() == NOTHING
+
+
+def test_a_guest_that_attaches_before_it_says_so_is_heard_out(scene: Scene) -> None:
+    """Host keys that come a moment after the worker's connection are noted, and then the channel is free."""
+    guest = FakeGuest(says_ready=True)
+    silent = guest.on_channel
+    told = Heard[bytes]()
+    guest.on_channel = told  # type: ignore[method-assign]
+    scene.inspector.guests = lambda domain: guest
+    machine = scene.machine()
+    run(machine.start())
+    told.until(lambda lines: len(lines) == 1)
+    run(machine.machine.attached())  # type: ignore[union-attr]
+    guest.ssh = (KEY,)
+    silent(told.all[0])
+    assert wait_for_mark(scene).keys == (HostKey(*KEY.split()),)
+    domain = scene.inspector.domain(NAME)
+    assert domain is not None
+    assert domain.port(CONSOLE).stream is None
+    run(machine.stop())
+
+
+def test_host_keys_that_cannot_be_noted_are_said_so(scene: Scene) -> None:
+    """A host that takes no metadata costs the keys, not the start; the console's log says why."""
+    scene.inspector.trouble.fail_next("domain.setMetadata", libvirt.VIR_ERR_OPERATION_FAILED)
+    scene.inspector.guests = lambda domain: FakeGuest(says_ready=True, ssh=(KEY,))
+    machine = scene.machine()
+    run(machine.start())
+    scene.ear.lines.until(lambda lines: any("SSH host keys could not be noted" in line for line in lines))
+    run(machine.stop())

@@ -13,6 +13,8 @@ import secrets
 
 import attrs
 
+from latentvirt.hostkeys import HostKey, PrivateKey, read_keys
+
 PROTOCOL = 1
 LONGEST_LINE = 64 * 1024
 ENTROPY_BYTES = 64
@@ -30,11 +32,13 @@ class Identity:
         name: the Buildbot worker's name.
         password: good for this start only.
         master: ``host:port`` that the worker connects to.
+        ssh_host_key: to be its only one; None leaves its own.
     """
 
     name: str
     password: str = attrs.field(repr=False)
     master: str
+    ssh_host_key: PrivateKey | None = None
 
 
 @attrs.frozen
@@ -59,7 +63,13 @@ class Prepared:
 
 @attrs.frozen
 class Attaching:
-    """The guest took its identity and connects."""
+    """The guest took its identity and connects.
+
+    Args:
+        keys: its public SSH host keys, now that it has made itself new.
+    """
+
+    keys: tuple[HostKey, ...] = ()
 
 
 @attrs.frozen
@@ -110,7 +120,7 @@ def _message(line: bytes) -> Message | None:
     if kind == "frozen":
         return Prepared()
     if kind == "attaching":
-        return Attaching()
+        return Attaching(read_keys(said.get("ssh")))
     if kind == "error":
         return Complaint(_text(said.get("why", "it did not say why"), 1000))
     return None
@@ -143,6 +153,7 @@ def identity_line(identity: Identity, *, start: str, now: float, thawed: bool = 
         now: seconds since the epoch.
         thawed: whether the guest's memory was restored, so that others had, or will have, the same.
     """
+    key = identity.ssh_host_key
     return _line(
         say="identity",
         name=identity.name,
@@ -152,6 +163,7 @@ def identity_line(identity: Identity, *, start: str, now: float, thawed: bool = 
         time=now,
         entropy=base64.b64encode(secrets.token_bytes(ENTROPY_BYTES)).decode(),
         **({"thawed": True} if thawed else {}),
+        **({"ssh_host_key": {"private": key.private, "public": str(key.public)}} if key else {}),
     )
 
 

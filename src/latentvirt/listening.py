@@ -23,6 +23,12 @@ from latentvirt.guest import (
 from latentvirt.host import ByteStream, Host
 from latentvirt.names import CHANNEL_PORT
 
+HEAR_OUT_S = 2.0
+"""How long a guest may still say that it attaches after it has: it goes another way than the connection."""
+
+SHORTEST_SECRET = 16
+"""Shorter lines of a private key are no secret, and may well be part of something else."""
+
 SAY_AGAIN_S = 5.0
 """A guest that still says it is ready so long after it was told who it is, was not listening."""
 
@@ -42,8 +48,8 @@ class GuestListener(Protocol):
         """The guest has made itself ready to be frozen."""
         ...
 
-    def attaching(self) -> None:
-        """The guest took its identity."""
+    def attaching(self, told: Attaching, worker: str) -> None:
+        """The guest took its identity, that of this worker."""
         ...
 
     def panicked(self, line: str) -> None:
@@ -114,6 +120,9 @@ class Listening:
         self._console: ByteStream | None = None
         self._channel: ByteStream | None = None
         self._told_at: float | None = None
+        self._worker = ""
+        self._answered = False
+        self._hearing_out: Any = None
         self._thawed = False
         self._open = False
 
@@ -181,7 +190,10 @@ class Listening:
                 [self._log.redact(f"[latentvirt: the guest's helper says: {message.why}]")]
             )
         elif isinstance(message, Attaching):
-            self._listener.attaching()
+            # Once for each identity: a guest may say it as often as it likes.
+            if self._told_at is not None and not self._answered:
+                self._answered = True
+                self._listener.attaching(message, self._worker)
         elif isinstance(message, Prepared):
             self._listener.prepared()
         elif self._not_told_lately and self._listener.ready(message):
@@ -203,7 +215,12 @@ class Listening:
             return
         self._told_at, self._thawed = self._clock.seconds(), thawed
         identity = self._identify()
+        self._worker, self._answered = identity.name, False
         self.hide(identity.password)
+        if identity.ssh_host_key is not None:
+            for part in identity.ssh_host_key.private.split("\n"):
+                if len(part) >= SHORTEST_SECRET:
+                    self.hide(part)
         line = identity_line(identity, start=self._start, now=self._now(), thawed=thawed)
         await self._host.write(channel, line)
 
@@ -228,13 +245,32 @@ class Listening:
         """Return what belongs at the end of the console's log: how much was dropped, and the last lines."""
         return self._log.finish()
 
+    async def let_go(self) -> None:
+        """Let go of both once the worker is attached; a guest that is about to say so is heard out first."""
+        if self._told_at is None or self._answered:
+            await self.close()
+            return
+        await self._close_console()
+        self._hearing_out = self._clock.callLater(
+            HEAR_OUT_S, lambda: defer.ensureDeferred(self._close_channel())
+        )
+
     async def close(self) -> None:
         """Let go of console and channel, so that a person can take the console."""
+        hearing_out, self._hearing_out = self._hearing_out, None
+        if hearing_out is not None and hearing_out.active():
+            hearing_out.cancel()
+        await self._close_console()
+        await self._close_channel()
+
+    async def _close_console(self) -> None:
         self._open = False
         console, self._console = self._console, None
         if console is not None:
             self._listener.console(self.rest())
             await self._host.close_stream(console)
+
+    async def _close_channel(self) -> None:
         channel, self._channel = self._channel, None
         if channel is not None:
             await self._host.close_stream(channel)

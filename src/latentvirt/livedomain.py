@@ -15,7 +15,7 @@ from latentvirt.frozen import FrozenImage, FrozenStore
 from latentvirt.guest import Identity
 from latentvirt.host import Created, DomainNews, Host, Watch
 from latentvirt.listening import Listening
-from latentvirt.names import FileName, Ownership
+from latentvirt.names import GUEST_NAMESPACE, GUEST_PREFIX, FileName, Ownership
 from latentvirt.planning import Plan
 from latentvirt.preparing import make_files, make_files_over
 from latentvirt.storage import Storage, what_blocks
@@ -245,6 +245,16 @@ class LiveDomain:
     async def _listen(self) -> None:
         self._watch = self.host.watch(self.uuid, self.news)
         await self.listening.open(self.uuid, console=self._has_console, channel=self._has_channel)
+
+    async def note_guest(self, mark: domainxml.GuestMark) -> None:
+        """Write what its guest told of itself where any process can read it.
+
+        Args:
+            mark: what it told.
+        """
+        await self.host.set_metadata(
+            self.uuid, domainxml.guest_mark(mark), prefix=GUEST_PREFIX, namespace=GUEST_NAMESPACE
+        )
 
     # Freeze
 

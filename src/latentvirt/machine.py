@@ -290,7 +290,7 @@ class Machine:
         """Hear that the worker is attached: a person may take the console from now on."""
         self._tiers.answered()
         if self._tiers.ears is not None:
-            await self._tiers.ears.close()
+            await self._tiers.ears.let_go()
 
     # Stop
 

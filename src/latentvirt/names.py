@@ -15,6 +15,9 @@ import attrs
 
 METADATA_NAMESPACE = "urn:latentvirt:vm:1"
 METADATA_PREFIX = "latentvirt"
+GUEST_NAMESPACE = "urn:latentvirt:guest:1"
+GUEST_PREFIX = "latentvirt-guest"
+"""Of what a guest told of itself; libvirt keeps one element for each namespace."""
 CHANNEL_PORT = "org.latentvirt.worker.0"
 
 OWNER_PATTERN = re.compile(r"[0-9a-f]{16}")

@@ -21,7 +21,7 @@ from latentvirt.errors import (
 )
 from latentvirt.freezing import freeze
 from latentvirt.frozen import FrozenImage, FrozenStore
-from latentvirt.guest import Identity, Ready
+from latentvirt.guest import Attaching, Identity, Ready
 from latentvirt.host import DomainNews, Host
 from latentvirt.listening import Listener, Listening
 from latentvirt.livedomain import LiveDomain
@@ -34,6 +34,8 @@ ANSWER_S = 20.0
 
 FREEZE = "freeze"
 """What a guest's helper says that it can, if it can make itself ready to be frozen."""
+
+NOT_NOTED = "[latentvirt: the guest's SSH host keys could not be noted"
 
 Identify = Callable[[domainxml.NetworkUse, str | None], Identity]
 
@@ -258,9 +260,12 @@ class Tiers:
         if prepared is not None:
             prepared.callback(None)
 
-    def attaching(self) -> None:
-        """The guest took its identity."""
+    def attaching(self, told: Attaching, worker: str) -> None:
+        """The guest took its identity, and may have told its SSH host keys."""
         self.answered()
+        if told.keys and self.live is not None:
+            noting = defer.ensureDeferred(self.live.note_guest(domainxml.GuestMark(worker, told.keys)))
+            noting.addErrback(lambda failure: self.console([f"{NOT_NOTED}: {failure.value}]"]))
         took = self.ears.since_told if self.ears is not None else 0.0
         self.owner.listener.progress("guest attaches", took, "")
 

@@ -14,7 +14,7 @@ EXIT_REFUSED = 1
 """What was asked for was refused, or failed; a wrong command line exits with 2, which is click's own."""
 
 
-COMMANDS = ("hosts", "image", "sweep", "vm", "xml")
+COMMANDS = ("hosts", "image", "known-hosts", "sweep", "vm", "xml")
 """Each is in the module of its name, loaded when it is asked for: not all need libvirt or Buildbot."""
 
 
@@ -29,7 +29,8 @@ class Commands(click.Group):
         """Load a command."""
         if cmd_name not in COMMANDS:
             return None
-        command: click.Command = getattr(importlib.import_module(f"{__name__}.{cmd_name}"), cmd_name)
+        name = cmd_name.replace("-", "_")
+        command: click.Command = getattr(importlib.import_module(f"{__name__}.{name}"), name)
         return command
 
     def invoke(self, ctx: click.Context) -> Any:

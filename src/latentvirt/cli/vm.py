@@ -26,7 +26,7 @@ from latentvirt.config import Connection
 from latentvirt.errors import ConfigError, ForeignDomain, HostError, HostUnreachable, NotFound
 from latentvirt.host import Driver, Host
 
-FURTHER: dict[str, str] = {}
+FURTHER = {"screenshot": "latentvirt.cli.screenshot", "ssh": "latentvirt.cli.ssh"}
 """The commands that are in modules of their own, under the command's name, with that module."""
 
 

@@ -8,6 +8,7 @@ from latentvirt.domainxml.disks import DiskSource, WritableDisk, writable_disks
 from latentvirt.domainxml.freezing import essence, files_read, hindrance
 from latentvirt.domainxml.freshness import freshness_problems, has_emulated_tpm, uses_vars
 from latentvirt.domainxml.generate import generate
+from latentvirt.domainxml.guestmark import GuestMark, guest_mark, guest_of
 from latentvirt.domainxml.ownership import ownership_of, ownership_of_mark
 from latentvirt.domainxml.parse import (
     NetworkUse,
@@ -21,16 +22,20 @@ from latentvirt.domainxml.parse import (
 )
 from latentvirt.domainxml.problems import Problem, refuse
 from latentvirt.domainxml.prove import prove
+from latentvirt.domainxml.reaching import Forward, can_be_reached, forward_to, has_screen
 from latentvirt.domainxml.rewrite import Layer, Overlay, OwnCards, files_of_disks, rewrite
 
 __all__ = [
     "DiskSource",
+    "Forward",
+    "GuestMark",
     "Layer",
     "NetworkUse",
     "Overlay",
     "OwnCards",
     "Problem",
     "WritableDisk",
+    "can_be_reached",
     "check",
     "console_of",
     "domain_name",
@@ -38,9 +43,13 @@ __all__ = [
     "essence",
     "files_of_disks",
     "files_read",
+    "forward_to",
     "freshness_problems",
     "generate",
+    "guest_mark",
+    "guest_of",
     "has_emulated_tpm",
+    "has_screen",
     "hindrance",
     "memory_of",
     "network_of",

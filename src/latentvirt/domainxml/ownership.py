@@ -6,7 +6,7 @@ from lxml import etree
 
 from latentvirt.domainxml.parse import Element, append, ensure, parse, remove
 from latentvirt.errors import BadXML
-from latentvirt.names import METADATA_NAMESPACE, METADATA_PREFIX, Ownership
+from latentvirt.names import GUEST_NAMESPACE, METADATA_NAMESPACE, METADATA_PREFIX, Ownership
 
 MARK = f"{{{METADATA_NAMESPACE}}}vm"
 
@@ -62,6 +62,9 @@ def set_ownership(root: Element, ownership: Ownership) -> None:
     mark.set("slot", ownership.slot)
     mark.set("start", ownership.start)
     _replace(root, mark)
+    # What was told by the guest of a VM that this description was read from, this one's has not.
+    for told in root.findall(f"metadata/{{{GUEST_NAMESPACE}}}*"):
+        remove(told)
 
 
 def set_auth(root: Element, auth: tuple[str, str, str]) -> None:

@@ -10,6 +10,7 @@ import libvirt
 from latentvirt.errors import HostError, HostUnreachable, LatentvirtError, NotFound
 from latentvirt.host import domains
 from latentvirt.host.codes import GONE, news_from_state
+from latentvirt.host.guests import GuestVerbs
 from latentvirt.host.memory import MemoryVerbs
 from latentvirt.host.streams import ByteStream
 from latentvirt.host.views import Created, DomainNews, DomainView
@@ -21,7 +22,7 @@ from latentvirt.names import Ownership
 WRITE_TRIES = 100
 
 
-class Host(MemoryVerbs, VolumeVerbs):
+class Host(GuestVerbs, MemoryVerbs, VolumeVerbs):
     """Speak with one libvirt host; it lives as long as somebody names it.
 
     Every method has a deadline and raises `HostError` or one of its kinds. All are for the reactor's thread.

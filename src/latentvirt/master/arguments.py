@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Collection, Mapping, Sequence
-from typing import Any, get_args
+from typing import Any, Literal, get_args
 
 import attrs
 from buildbot.interfaces import IRenderable
@@ -23,6 +23,8 @@ from latentvirt.requirements import choose_flavor, host_labels, read_requirement
 from latentvirt.spec import IdentityMode, Kind, MachineSpec, StartMode, VirtType, image_folder
 
 GRACEFUL_SHUTDOWN_S = 30
+
+HostKeyMode = Literal["reported", "stable"]
 
 UNKNOWN = ""
 """Stands for a worker's name where arguments are checked before any build."""
@@ -51,6 +53,7 @@ class Arguments:
         standby: whether a VM is to stand by while the worker is idle.
         disks: those that a VM has besides, in any way a person can write them, or a renderable of that.
         networks: likewise the network cards that it has besides.
+        ssh_host_key: whose SSH host key a guest has, its own or always the same.
     """
 
     hosts: Hosts
@@ -71,6 +74,7 @@ class Arguments:
     standby: bool = False
     disks: Any = ()
     networks: Any = ()
+    ssh_host_key: HostKeyMode = "reported"
 
     @property
     def rendered(self) -> tuple[Any, ...]:
@@ -249,6 +253,15 @@ def _choice(what: str, value: Any, choices: Any) -> Any:
     return value
 
 
+def _host_key(value: Any, identity: Any) -> Any:
+    if _choice("ssh_host_key", value, HostKeyMode) == "stable" and identity in ("static", "metadata"):
+        raise ConfigError(
+            f"ssh_host_key='stable' is handed over on the channel, which identity={identity!r} does not use",
+            remedy="leave one of them out",
+        )
+    return value
+
+
 def _graceful(value: Any) -> float:
     if isinstance(value, bool):
         return GRACEFUL_SHUTDOWN_S if value else 0.0
@@ -279,6 +292,7 @@ def read_arguments(
     graceful_shutdown: Any = False,
     start: Any = "auto",
     standby: Any = False,
+    ssh_host_key: Any = "reported",
 ) -> Arguments:
     """Check what a person wrote; the order of the first ones is that of Buildbot's old documentation.
 
@@ -331,6 +345,7 @@ def read_arguments(
         graceful_shutdown_s=_graceful(graceful_shutdown),
         start=_choice("start", start, StartMode),
         standby=standby,
+        ssh_host_key=_host_key(ssh_host_key, identity),
     )
     _check_what_is_known(arguments)
     return arguments

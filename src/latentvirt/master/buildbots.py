@@ -9,6 +9,7 @@ from typing import Any
 
 from buildbot.worker.base import AbstractWorker
 
+from latentvirt.address import master_port
 from latentvirt.errors import ConfigError
 from latentvirt.master.arguments import OURS
 
@@ -40,6 +41,25 @@ def check_timeouts(buildbots: Mapping[str, Any]) -> None:
             raise ConfigError(
                 f"{what}={value!r} is not a number of seconds", remedy="write a number, without quotes"
             )
+
+
+def pb_port(master: Any, registration: Any) -> int:
+    """Say on which port workers reach the master.
+
+    Args:
+        master: the Buildbot master.
+        registration: of a worker there.
+
+    Raises:
+        ConfigError: there is none.
+    """
+    pb = master.config.protocols.get("pb")
+    if pb is None:
+        raise ConfigError(
+            "guests attach by the 'pb' protocol, and c['protocols'] has none",
+            remedy="add c['protocols'] = {'pb': {'port': 9989}}",
+        )
+    return master_port(pb["port"]) or int(registration.getPBPort())
 
 
 def unknown_arguments(given: Collection[str]) -> dict[str, str]:

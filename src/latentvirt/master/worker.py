@@ -14,7 +14,7 @@ from buildbot.worker.latent import AbstractLatentWorker, States
 from twisted.internet import defer
 from twisted.python import log
 
-from latentvirt.address import master_host, master_port, split_address
+from latentvirt.address import master_host, split_address
 from latentvirt.domainxml import NetworkUse
 from latentvirt.errors import (
     BadXML,
@@ -26,14 +26,16 @@ from latentvirt.errors import (
     StartCancelled,
 )
 from latentvirt.guest import Identity
+from latentvirt.hostkeys import PrivateKey
 from latentvirt.master.arguments import Arguments, read_arguments
-from latentvirt.master.buildbots import check_timeouts, split_arguments, unknown_arguments
+from latentvirt.master.buildbots import check_timeouts, pb_port, split_arguments, unknown_arguments
 from latentvirt.master.checking import refuse_others_macs
 from latentvirt.master.hub import Hub
 from latentvirt.master.password import PasswordGate
 from latentvirt.master.placing import Need
 from latentvirt.master.record import HostRecord
 from latentvirt.master.run import Run
+from latentvirt.master.stablekeys import stable_key
 from latentvirt.master.starting import Starting
 from latentvirt.master.steplog import StepLog
 from latentvirt.master.waiting import at_most, unless
@@ -76,6 +78,7 @@ class LibVirtWorker(CompatibleLatentWorkerMixin, AbstractLatentWorker):
         start: ``auto``, ``boot`` or ``thaw`` (boot only to make the frozen image).
         standby: whether a VM is to stand by while the worker is idle.
         graceful_shutdown: True, or seconds that a guest gets to power itself off.
+        ssh_host_key: ``reported`` (the guest's own), or ``stable``: one for all of the worker's VMs.
 
     All arguments of Buildbot's latent workers are taken as well. ``build_wait_timeout`` is 0 and
     ``max_builds`` 1 unless given: one VM, one build.
@@ -89,6 +92,7 @@ class LibVirtWorker(CompatibleLatentWorkerMixin, AbstractLatentWorker):
         self._cancel: defer.Deferred[None] | None = None
         self._blameless = False
         self._last_need: Need | None = None
+        self._host_key: PrivateKey | None = None
         self._began = 0.0
         if len(args) > len(POSITIONAL):
             config.error(
@@ -259,7 +263,9 @@ class LibVirtWorker(CompatibleLatentWorkerMixin, AbstractLatentWorker):
         return StartCancelled("the start was called off, and what it waits for takes its time to end")
 
     def _starting(self, build: Any, steps: StepLog, cancel: defer.Deferred[None]) -> Starting:
-        _, hub = self._parts()
+        arguments, hub = self._parts()
+        stable = arguments.ssh_host_key == "stable"
+        self._host_key = stable_key(self.master.basedir, self.name) if stable else None
 
         def adopt(run: Run) -> None:
             self._run = run
@@ -288,17 +294,11 @@ class LibVirtWorker(CompatibleLatentWorkerMixin, AbstractLatentWorker):
             fallback=socket.getfqdn(),
         )
         return Identity(
-            name=self.name, password=self._gate.open_once(), master=f"{host}:{port or self._master_port()}"
+            name=self.name,
+            password=self._gate.open_once(),
+            master=f"{host}:{port or pb_port(self.master, self.registration)}",
+            ssh_host_key=self._host_key,
         )
-
-    def _master_port(self) -> int:
-        pb = self.master.config.protocols.get("pb")
-        if pb is None:
-            raise ConfigError(
-                "guests attach by the 'pb' protocol, and c['protocols'] has none",
-                remedy="add c['protocols'] = {'pb': {'port': 9989}}",
-            )
-        return master_port(pb["port"]) or int(self.registration.getPBPort())
 
     def _note_host(self, record: HostRecord, error: LatentvirtError) -> None:
         if error.fault in ("host", "guest") and self._hub is not None:

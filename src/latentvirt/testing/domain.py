@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import libvirt
 from lxml import etree
@@ -12,6 +12,7 @@ from latentvirt.testing.guest import CONSOLE
 from latentvirt.testing.saving import save
 from latentvirt.testing.state import FakeDomain
 from latentvirt.testing.streams import FakeStream
+from latentvirt.testing.transfers import FakePicture
 from latentvirt.testing.trouble import libvirt_error
 
 if TYPE_CHECKING:
@@ -90,6 +91,46 @@ class VirDomain:
         element.tag = etree.QName(element).localname
         etree.cleanup_namespaces(element)
         return etree.tostring(element, encoding="unicode", with_tail=False)
+
+    def setMetadata(self, type: int, metadata: str | None, key: str, uri: str, flags: int = 0) -> int:
+        domain = self._running("setMetadata")
+        with domain.host.lock:
+            root = etree.fromstring(domain.live or "<domain/>")
+            place = root.find("metadata")
+            if place is None:
+                place = etree.SubElement(root, "metadata")
+            for old in place.findall(f"{{{uri}}}*"):
+                place.remove(old)
+            if metadata is not None:
+                # libvirt gives the element, and all that is in it, this namespace.
+                new = etree.fromstring(f"<{key}:x xmlns:{key}='{uri}'>{metadata}</{key}:x>")[0]
+                for element in new.iter():
+                    element.tag = f"{{{uri}}}{element.tag}"
+                place.append(new)
+            domain.live = etree.tostring(root, encoding="unicode")
+        return 0
+
+    def interfaceAddresses(self, source: int, flags: int = 0) -> dict[str, Any]:
+        addresses = self._running("interfaceAddresses").addresses
+        if source == libvirt.VIR_DOMAIN_INTERFACE_ADDRESSES_SRC_AGENT and source not in addresses:
+            raise libvirt_error(
+                libvirt.VIR_ERR_AGENT_UNRESPONSIVE,
+                "Guest agent is not responding: QEMU guest agent is not connected",
+            )
+        return {
+            f"vnet{number}": {"hwaddr": "", "addrs": [{"addr": address, "prefix": 24, "type": 0}]}
+            for number, address in enumerate(addresses.get(source, ()))
+        }
+
+    def screenshot(self, stream: FakeStream, screen: int, flags: int = 0) -> str:
+        domain = self._running("screenshot")
+        if etree.fromstring(domain.live or "").find("devices/video") is None:
+            raise libvirt_error(
+                libvirt.VIR_ERR_OPERATION_INVALID,
+                "Requested operation is not valid: no screens to take screenshot from",
+            )
+        stream.transfer = FakePicture(domain.screen)
+        return "image/x-portable-pixmap"
 
     def resume(self) -> int:
         domain = self._running("resume")

@@ -24,6 +24,7 @@ class FakeGuest:
         powers_off: whether it obeys the power button.
         can: what it says that it understands.
         mute_after_thaw: whether it does not answer any more after it was saved and restored.
+        ssh: public SSH host keys that it tells when it attaches.
     """
 
     def __init__(
@@ -34,12 +35,14 @@ class FakeGuest:
         powers_off: bool = True,
         can: Sequence[str] = ("freeze",),
         mute_after_thaw: bool = False,
+        ssh: Sequence[str] = (),
     ) -> None:
         self.console = tuple(console)
         self.says_ready = says_ready
         self.powers_off = powers_off
         self.can = tuple(can)
         self.mute_after_thaw = mute_after_thaw
+        self.ssh = tuple(ssh)
         self.thaws = 0
         """How often it was restored."""
         self.identity: dict[str, Any] | None = None
@@ -64,7 +67,7 @@ class FakeGuest:
                 self.say("frozen")
             if said.get("say") == "identity":
                 self.identity = said
-                self.say("attaching")
+                self.say("attaching", **({"ssh": list(self.ssh)} if self.ssh else {}))
 
     def on_power_button(self) -> None:
         """Be asked to shut down."""

@@ -40,6 +40,10 @@ class FakeDomain:
     reason: int = 0
     disk_errors: dict[str, int] = attrs.field(factory=dict)
     guest: FakeGuest | None = None
+    addresses: dict[int, list[str]] = attrs.field(factory=dict)
+    """What is known of its addresses, by libvirt's number of who knows it."""
+    screen: bytes = b"P6\n1 1\n255\n\xff\x80\x00"
+    """What it shows, as a portable pixmap."""
     _ports: dict[str, FakePort] = attrs.field(factory=dict)
     _unheard: list[bytes] = attrs.field(factory=list)
 

@@ -8,7 +8,7 @@ from typing import Any, TypeAlias
 
 import libvirt
 
-from latentvirt.testing.transfers import FakeDownload, FakeUpload
+from latentvirt.testing.transfers import FakeDownload, FakePicture, FakeUpload
 from latentvirt.testing.trouble import connection_lost, libvirt_error
 
 Post: TypeAlias = Callable[[Callable[[], object]], object]
@@ -66,7 +66,7 @@ class FakeStream:
         self._hung_up = False
         self._callback: tuple[int, Callable[..., object], object] | None = None
         self.port: FakePort | None = None
-        self.transfer: FakeUpload | FakeDownload | None = None
+        self.transfer: FakeUpload | FakeDownload | FakePicture | None = None
         """A whole file's bytes instead of a port's; such a stream blocks."""
 
     @property

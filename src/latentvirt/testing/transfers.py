@@ -13,6 +13,31 @@ if TYPE_CHECKING:
     from latentvirt.testing.state import FakeHostState
 
 
+class FakePicture:
+    """A screen's picture on its way out.
+
+    Args:
+        data: the picture.
+    """
+
+    def __init__(self, data: bytes) -> None:
+        self._rest = data
+
+    def take(self, data: bytes) -> int:
+        """Refuse: nothing goes in here."""
+        raise libvirt_error(
+            libvirt.VIR_ERR_OPERATION_INVALID, "Requested operation is not valid: not writable"
+        )
+
+    def give(self, count: int) -> bytes:
+        """Hand out bytes; none at the end."""
+        data, self._rest = self._rest[:count], self._rest[count:]
+        return data
+
+    def end(self) -> None:
+        """Be closed."""
+
+
 class FakeUpload:
     """Bytes on their way into a file.
 

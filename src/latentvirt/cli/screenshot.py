@@ -1,0 +1,57 @@
+"""`latentvirt vm screenshot`: a picture of what a VM shows."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import click
+
+from latentvirt import domainxml
+from latentvirt.cli.asking import about_hosts, ask, finish
+from latentvirt.cli.finding import ENDS_WITH, find, only
+from latentvirt.config import Connection
+from latentvirt.errors import ConfigError, HostError, NotFound
+from latentvirt.host import Driver, Host
+from latentvirt.picture import png
+
+
+@click.command(short_help="Save a picture of a VM's screen.", epilog=ENDS_WITH)
+@click.argument("name")
+@click.argument("file", metavar="FILE.png", type=click.Path(dir_okay=False, allow_dash=True))
+@about_hosts
+@click.pass_obj
+def screenshot(driver: Driver | None, connections: Sequence[Connection], name: str, file: str) -> None:
+    """Save a picture of the screen of the VM of the domain NAME, as a PNG file; - is standard output.
+
+    The VM needs a video device. Domains that latentvirt generates have none: their guests write to the serial
+    console, which latentvirt vm console shows.
+    """
+
+    async def look() -> bytes:
+        connection, seen = await find(connections, name, driver)
+
+        async def take(host: Host) -> bytes:
+            if not domainxml.has_screen(await host.description(seen.use.uuid)):
+                raise NotFound(
+                    f"the VM {name!r} has no video device, and so no screen",
+                    host=host.uri,
+                    domain=name,
+                    remedy="give its XML a <video>, or look at its serial console: latentvirt vm console -c "
+                    f"'{host.uri}' '{name}'",
+                )
+            try:
+                return png(*await host.screenshot(seen.use.uuid))
+            except ValueError as error:
+                raise HostError(f"the host sent {error}", host=host.uri, domain=name) from error
+
+        return only(await ask([connection], take, driver))
+
+    picture = finish(connections, look)
+    try:
+        # Whole or not at all, also where a picture of before lies there.
+        with click.open_file(file, "wb", atomic=file != "-") as out:
+            out.write(picture)
+    except OSError as error:
+        raise ConfigError(
+            f"{file} cannot be written: {error.strerror}", remedy="name another file"
+        ) from error
