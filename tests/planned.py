@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import attrs
@@ -33,6 +34,7 @@ class PlannedMachine:
         frozen: the frozen images; None boots only.
         claimed: tells of a start's id whether a build has its VM.
         ssh_host_key: what its guest is given.
+        now: the guest's clock, in seconds since the epoch.
     """
 
     host: Host
@@ -43,6 +45,7 @@ class PlannedMachine:
     frozen: FrozenStore | None = None
     claimed: Any = lambda start: False
     ssh_host_key: PrivateKey | None = None
+    now: Callable[[], float] = lambda: 0.0
     machine: Machine | None = None
 
     async def _made(self) -> Machine:
@@ -58,7 +61,7 @@ class PlannedMachine:
                 name="minion1", password=ONCE, master="10.0.2.2:9989", ssh_host_key=self.ssh_host_key
             ),
             clock=reactor,
-            now=lambda: 0.0,
+            now=self.now,
             frozen=self.frozen,
             claimed=self.claimed,
             secrets=("static-password",),

@@ -99,4 +99,4 @@ def test_a_start_forgets_what_another_vms_guest_told() -> None:
     xml = f"<domain><name>vm</name><metadata>{element}</metadata></domain>"
     assert guest_of(xml) is not None
     ownership = Ownership("0123456789abcdef", "slot1", "0a1b2c3d4e5f")
-    assert guest_of(rewrite(xml, ownership=ownership)) is None
+    assert guest_of(rewrite(xml, ownership=ownership, overlays=[])) is None
