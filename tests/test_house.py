@@ -17,6 +17,7 @@ FLOORS = (
     {"testing"},
     {"cli"},
     {"master"},
+    {"doctor"},
     {"line"},
     {"machine"},
     {"tiers"},

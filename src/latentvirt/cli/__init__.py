@@ -14,7 +14,7 @@ EXIT_REFUSED = 1
 """What was asked for was refused, or failed; a wrong command line exits with 2, which is click's own."""
 
 
-COMMANDS = ("hosts", "image", "known-hosts", "sweep", "vm", "xml")
+COMMANDS = ("doctor", "hosts", "image", "known-hosts", "sweep", "vm", "xml")
 """Each is in the module of its name, loaded when it is asked for: not all need libvirt or Buildbot."""
 
 

@@ -12,15 +12,15 @@ from twisted.internet import defer
 
 from latentvirt.cli.asking import (
     EXIT_STATUS,
-    about_hosts,
     ask,
-    config_given,
+    connections_of,
     finish,
+    naming_hosts,
     tell_errors,
     tell_json,
     tell_table,
 )
-from latentvirt.config import BYTES_PER_MIB, Connection
+from latentvirt.config import BYTES_PER_MIB
 from latentvirt.errors import ImageError, NotFound
 from latentvirt.host import Driver, Host
 from latentvirt.images.collecting import Collection, Copy
@@ -35,7 +35,7 @@ WOULD_BE_REMOVED, REMOVED = "would be removed", "removed"
 
 
 @click.command(short_help="Remove images that nothing needs.", epilog=EXIT_STATUS)
-@about_hosts
+@naming_hosts
 @click.option(
     "--folder",
     "folders",
@@ -48,7 +48,8 @@ WOULD_BE_REMOVED, REMOVED = "would be removed", "removed"
 @click.pass_obj
 def gc(
     driver: Driver | None,
-    connections: Sequence[Connection],
+    uris: Sequence[str],
+    config: str | None,
     folders: Sequence[str],
     dry_run: bool,
     as_json: bool,
@@ -59,7 +60,7 @@ def gc(
     master's it is; while it is being copied; and if its image is in this machine's store, or the master.cfg
     of --config names its file. A master that needs a removed one later copies it again.
     """
-    wanted = _wanted(config_given())
+    connections, wanted = connections_of(uris, config), _wanted(config)
 
     async def see_to(host: Host) -> list[tuple[Copy, bool]]:
         looking = [

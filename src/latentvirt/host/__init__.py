@@ -13,7 +13,9 @@ from latentvirt.host.views import (
     DomainView,
     ImageView,
     MemoryView,
+    NetworkView,
     Node,
+    PoolView,
     Versions,
 )
 from latentvirt.host.watching import Watch
@@ -32,7 +34,9 @@ __all__ = [
     "ImageView",
     "LibvirtDriver",
     "MemoryView",
+    "NetworkView",
     "Node",
+    "PoolView",
     "Versions",
     "Watch",
 ]

@@ -159,3 +159,39 @@ class DomainUse:
     memory: int
     vcpus: int
     ownership: Ownership | None = None
+
+
+@attrs.frozen(kw_only=True)
+class NetworkView:
+    """A network of libvirt's at one moment.
+
+    Args:
+        name: its name.
+        active: whether it runs.
+        autostart: whether it runs again after the host was booted.
+        dhcp: whether somebody is there to give guests their addresses.
+        address: the host's own on it; None if it has none.
+    """
+
+    name: str
+    active: bool
+    autostart: bool
+    dhcp: bool
+    address: str | None = None
+
+
+@attrs.frozen(kw_only=True)
+class PoolView:
+    """A storage pool at one moment.
+
+    Args:
+        name: its name.
+        path: of its directory.
+        active: whether it runs.
+        autostart: whether it runs again after the host was booted.
+    """
+
+    name: str
+    path: str
+    active: bool
+    autostart: bool

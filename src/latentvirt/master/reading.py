@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import warnings
+from typing import Any
 
 from buildbot.config.errors import ConfigErrors
 from buildbot.config.master import FileLoader
@@ -27,26 +28,36 @@ def hosts_in(path: str) -> list[Connection]:
     Raises:
         ConfigError: it cannot be read, Buildbot refuses it, or no worker in it is latentvirt's.
     """
-    found = {
-        connection.uri: connection for given in _workers_in(path) for connection in given.hosts.connections
-    }
-    return list(found.values())
+    workers, _ = workers_in(path)
+    return list({one.uri: one for _, arguments in workers for one in arguments.hosts.connections}.values())
 
 
 def images_in(path: str) -> list[Image]:
     """List the images that a master.cfg's workers bring to hosts, each once, but those that a build chooses.
 
     Args:
-        path: as for `hosts_in`, which see.
+        path: as for `hosts_in`.
 
     Raises:
-        ConfigError: as there.
+        ConfigError: as for `hosts_in`.
     """
-    named = (given.base_image for given in _workers_in(path))
+    workers, _ = workers_in(path)
+    named = (arguments.base_image for _, arguments in workers)
     return list(dict.fromkeys(image for image in named if isinstance(image, Image)))
 
 
-def _workers_in(path: str) -> list[Arguments]:
+def workers_in(path: str) -> tuple[list[tuple[str, Arguments]], dict[str, Any]]:
+    """Read what a master.cfg says of its workers that are latentvirt's, and its ``protocols``.
+
+    Args:
+        path: as for `hosts_in`.
+
+    Returns:
+        Each worker's name and arguments; options by protocol.
+
+    Raises:
+        ConfigError: as for `hosts_in`.
+    """
     file = os.path.join(path, "master.cfg") if os.path.isdir(path) else path
     try:
         with warnings.catch_warnings():
@@ -60,10 +71,11 @@ def _workers_in(path: str) -> list[Arguments]:
     workers = [worker for worker in config.workers if isinstance(worker, LibVirtWorker)]
     if not workers:
         raise ConfigError(f"no worker in {file} is a LibVirtWorker of latentvirt")
-    return [_arguments_of(worker) for worker in workers]
+    return [(worker.name, _arguments_of(worker)) for worker in workers], config.protocols
 
 
 def _arguments_of(worker: LibVirtWorker) -> Arguments:
     given = worker.getConfigDict()
     ours, _ = split_arguments(given["kwargs"])
-    return read_arguments(given["args"][1], **ours)
+    password = given["args"][1]
+    return read_arguments(password, **ours)

@@ -14,6 +14,7 @@ from latentvirt.testing import defaults
 from latentvirt.testing.domain import VirDomain
 from latentvirt.testing.files import FakePool
 from latentvirt.testing.guest import FakeGuest
+from latentvirt.testing.network import VirNetwork
 from latentvirt.testing.saving import check_target, read_saved, restored_guest
 from latentvirt.testing.state import FakeDomain, FakeHostState
 from latentvirt.testing.storage import VirPool, VirVolume, volume_at
@@ -333,6 +334,10 @@ class VirConnect:
             )
         return VirNetwork(self, name)
 
+    def listAllNetworks(self, flags: int = 0) -> list[VirNetwork]:
+        self.meet("listAllNetworks")
+        return [VirNetwork(self, name) for name in self.host.networks]
+
     def getLibVersion(self) -> int:
         self.meet("getLibVersion")
         return self.host.libvirt_version
@@ -362,20 +367,6 @@ class VirConnect:
     def baselineCPU(self, descriptions: list[str], flags: int = 0) -> str:
         self.meet("baselineCPU")
         return descriptions[0]
-
-
-class VirNetwork:
-    """A network; what its names mean, libvirt's documentation says."""
-
-    def __init__(self, connection: VirConnect, name: str) -> None:
-        self._connection = connection
-        self._name = name
-
-    def XMLDesc(self, flags: int = 0) -> str:
-        self._connection.meet("network.XMLDesc")
-        address = self._connection.host.networks.get(self._name)
-        ip = f"<ip address='{address}' netmask='255.255.255.0'/>" if address else ""
-        return f"<network><name>{self._name}</name>{ip}</network>"
 
 
 def _read(xml: str, what: str) -> etree._Element:

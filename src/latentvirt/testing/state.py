@@ -165,6 +165,9 @@ class FakeHostState:
         files: by path; directories are in ``folders``.
         pools: by name.
         networks: by name: the host's address there, None for a network without one.
+        stopped_networks: names of those that do not run.
+        networks_without_dhcp: names of those that give no addresses.
+        networks_without_autostart: names of those that do not run after the host was booted.
         guests: makes the guest of a domain that is created.
         cpus: how many processors it has.
         memory: as libvirt tells it, in KiB.
@@ -182,6 +185,9 @@ class FakeHostState:
         self.folders: set[str] = {"/"}
         self.pools: dict[str, FakePool] = {}
         self.networks: dict[str, str | None] = {}
+        self.stopped_networks: set[str] = set()
+        self.networks_without_dhcp: set[str] = set()
+        self.networks_without_autostart: set[str] = set()
         self.guests: Callable[[FakeDomain], FakeGuest] = lambda domain: FakeGuest()
         self.capabilities = defaults.CAPABILITIES
         self.domain_capabilities = defaults.DOMAIN_CAPABILITIES

@@ -51,6 +51,9 @@ class VirPool:
     def isActive(self) -> int:
         return int(self._meet("isActive").active)
 
+    def autostart(self) -> int:
+        return int(self._meet("autostart").persistent)
+
     def XMLDesc(self, flags: int = 0) -> str:
         pool = self._meet("XMLDesc")
         return (

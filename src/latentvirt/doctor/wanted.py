@@ -1,0 +1,64 @@
+"""What is wanted of a host, as far as somebody said so: by a master.cfg, or on the command line."""
+
+from __future__ import annotations
+
+import attrs
+
+from latentvirt.config import Connection
+
+
+@attrs.frozen(kw_only=True)
+class MasterAddress:
+    """Where guests of one kind of network look for their master.
+
+    Args:
+        network: ``user``, or the name of a libvirt network; empty if that is not known before a build.
+        given: the host's part of ``masterFQDN``; None if it was left out.
+        port: the port that they connect to; None if the system chooses one.
+        interface: the address that the master listens at; empty for all.
+    """
+
+    network: str
+    given: str | None
+    port: int | None
+    interface: str = ""
+
+
+@attrs.frozen(kw_only=True)
+class Wanted:
+    """What is wanted of one host.
+
+    Args:
+        connection: the host.
+        folders: image folders that are named.
+        images: paths of images that VMs stand on, on the host.
+        networks: libvirt networks that are named.
+        kvm: names of workers whose VMs must have KVM.
+        helper: names of workers that cannot do without the guest helper.
+        addresses: where guests look for their master.
+        named: whether all this was said by somebody; else it is only what is usual.
+    """
+
+    connection: Connection
+    folders: tuple[str, ...] = ()
+    images: tuple[str, ...] = ()
+    networks: tuple[str, ...] = ()
+    kvm: tuple[str, ...] = ()
+    helper: tuple[str, ...] = ()
+    addresses: tuple[MasterAddress, ...] = ()
+    named: bool = True
+
+    @classmethod
+    def usual(cls, connection: Connection, folders: tuple[str, ...] = ()) -> Wanted:
+        """Want of a host what is usual, where no master.cfg says more.
+
+        Args:
+            connection: the host.
+            folders: image folders that the person named; without one the usual one is looked at.
+        """
+        return cls(connection=connection, folders=folders or (connection.images,), named=bool(folders))
+
+    @property
+    def uri(self) -> str:
+        """The host's name."""
+        return self.connection.uri

@@ -1,0 +1,111 @@
+"""What a master.cfg wants of each host, for `latentvirt doctor`."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Sequence
+from typing import Any
+
+from latentvirt import domainxml
+from latentvirt.address import master_port, split_address
+from latentvirt.config import Connection, Image
+from latentvirt.devices import USER_NETWORK
+from latentvirt.doctor import MasterAddress, Wanted
+from latentvirt.errors import LatentvirtError
+from latentvirt.labels import is_text
+from latentvirt.master.arguments import Arguments
+from latentvirt.master.reading import workers_in
+from latentvirt.spec import MachineSpec
+
+_INTERFACE = re.compile(r"interface=((?:\\.|[^:\\])+)")
+
+
+def wanted_in(path: str, folders: Sequence[str] = ()) -> list[Wanted]:
+    """Read what is wanted of each host that a master.cfg's workers name, as far as it depends on no build.
+
+    Args:
+        path: of the file, or of the master's directory that it is in.
+        folders: image folders that are wanted besides.
+
+    Raises:
+        ConfigError: as for `latentvirt.master.reading.hosts_in`.
+    """
+    workers, protocols = workers_in(path)
+    hosts: dict[str, tuple[Connection, list[tuple[str, Arguments]]]] = {}
+    for name, arguments in workers:
+        for connection in arguments.hosts.connections:
+            hosts.setdefault(connection.uri, (connection, []))[1].append((name, arguments))
+    pb = protocols.get("pb", {}).get("port", 0)
+    return [_of_host(connection, theirs, pb, folders) for connection, theirs in hosts.values()]
+
+
+def _of_host(
+    connection: Connection, workers: list[tuple[str, Arguments]], pb: Any, folders: Sequence[str]
+) -> Wanted:
+    specs = [(name, arguments, _spec(name, arguments)) for name, arguments in workers]
+    own = [one.static_folder for _, one in workers if one.static_folder]
+    if any(isinstance(one.base_image, Image) for _, one in workers) or not own:
+        own.append(connection.images)
+    return Wanted(
+        connection=connection,
+        folders=_once([*own, *folders]),
+        images=_once(
+            image for _, one in workers if is_text(image := one.base_image) and image.startswith("/")
+        ),
+        networks=_once(name for _, arguments, spec in specs for name in _networks(arguments, spec)),
+        kvm=_once(name for name, one in workers if one.virt_type == "kvm"),
+        helper=_once(
+            name for name, one in workers if one.start == "thaw" or one.identity == "channel" or one.standby
+        ),
+        addresses=_once(
+            _address(arguments, network, pb)
+            for _, arguments, spec in specs
+            if (network := _first_network(arguments, spec)) is not None
+        ),
+    )
+
+
+def _once(values: Iterable[Any]) -> tuple[Any, ...]:
+    return tuple(dict.fromkeys(values))
+
+
+def _spec(name: str, arguments: Arguments) -> MachineSpec | None:
+    """Say what any build's VM is like; None if that depends on the build."""
+    try:
+        need = arguments.static_need(name)
+    except LatentvirtError:
+        return None  # checkconfig, or the build, says what is wrong with it
+    return None if need is None else need.spec
+
+
+def _first_network(arguments: Arguments, spec: MachineSpec | None) -> str | None:
+    """Name the network by which a worker's VMs reach the master.
+
+    Returns:
+        Its name, or ``user``; empty if that is known only when a build, or the host, is asked; None if a VM
+        has no network.
+    """
+    if spec is not None and spec.xml is not None:
+        use = domainxml.network_of(spec.xml)
+        return {"user": USER_NETWORK, "network": use.name, "none": None}.get(use.kind, "")
+    card = arguments.network
+    if (spec is not None and spec.kind == "generated") or arguments.flavors or card.network != USER_NETWORK:
+        return card.network or ""
+    return ""
+
+
+def _networks(arguments: Arguments, spec: MachineSpec | None) -> list[str]:
+    """Name the networks of libvirt's that a worker's VMs are to have."""
+    extra = [card.network for card in spec.networks] if spec is not None else []
+    return [name for name in (_first_network(arguments, spec), *extra) if name and name != USER_NETWORK]
+
+
+def _address(arguments: Arguments, network: str, pb: Any) -> MasterAddress:
+    given, port = split_address(arguments.master_fqdn)
+    found = _INTERFACE.search(str(pb))
+    return MasterAddress(
+        network=network,
+        given=given,
+        port=port or master_port(pb),
+        interface="" if found is None else found[1].replace("\\", ""),
+    )
