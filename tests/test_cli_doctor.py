@@ -166,6 +166,41 @@ def test_what_a_dead_master_left_is_told(fake: FakeLibvirt) -> None:
     assert found(fake)["masters"]["severity"] == "ok"
 
 
+def test_what_libvirt_has_forgotten_is_found(fake: FakeLibvirt, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Leftovers are also found once the host was booted, when libvirt knows nothing of their directory."""
+    fake.inspect(HERE).reboot()
+    answer = ANSWER + f"ours\t{directory_name(OWNER)}\n"
+    assert "leftovers" not in found(fake)
+    monkeypatch.setattr(shells, "run_program", lambda *_: Ran(0, answer.format(clock=int(time.time())), ""))
+    assert "leftovers" in found(fake, "--folder", "/images")
+
+
+DEFINED = """
+from buildbot.plugins import schedulers, util
+from latentvirt import LibVirtWorker
+c = BuildmasterConfig = {}
+c['workers'] = [LibVirtWorker(name, 'pass', 'qemu+ssh://one/system') for name in ('there', 'gone')]
+c['builders'] = [util.BuilderConfig(name='x', workernames=['there', 'gone'], factory=util.BuildFactory())]
+c['schedulers'] = [schedulers.ForceScheduler(name='force', builderNames=['x'])]
+c['protocols'] = {'pb': {'port': 9989}}
+"""
+
+
+def test_a_domain_that_is_not_defined_is_named(fake: FakeLibvirt, tmp_path: Path) -> None:
+    """A worker that starts a predefined domain is told where there is none; its network counts as named."""
+    fake.inspect(HERE).define(
+        "<domain type='qemu'><name>there</name><memory>1024</memory><os><type>hvm</type></os><devices>"
+        "<interface type='network'><source network='default'/></interface></devices></domain>"
+    )
+    (tmp_path / "master.cfg").write_text(DEFINED)
+    config = ("--config", str(tmp_path))
+    told = {one["id"]: one for one in json.loads(command(fake, "--json", *config).stdout)}
+    assert told["domain-missing"]["severity"] == "problem"
+    assert "no domain gone" in told["domain-missing"]["what"]
+    assert told["network-inactive"]["severity"] == "problem"
+    assert "started the network default" in command(fake, "--fix", *config).stdout
+
+
 def test_old_versions_are_told(fake: FakeLibvirt) -> None:
     """A libvirt or a QEMU older than any that latentvirt is tried with is named."""
     assert found(fake)["versions"]["what"] == "libvirt 9.0.0 and QEMU 7.2.0"
@@ -352,6 +387,7 @@ c['workers'] = [
     LibVirtWorker('sized', 'pass', Hosts(one, two), base_image='/srv/base', size=Size(), networks=['extra'],
                   masterFQDN='ci.example.org:9990', virt_type='kvm'),
     LibVirtWorker('copied', 'pass', two, base_image=Image('/srv/image'), size=Size()),
+    LibVirtWorker('defined', 'pass', two),
     LibVirtWorker('varies', 'pass', one, base_image=util.Interpolate('/srv/%(prop:image)s')),
 ]
 names = [worker.name for worker in c['workers']]
@@ -370,12 +406,13 @@ def test_what_a_master_cfg_wants_of_each_host_is_read(tmp_path: Path) -> None:
     assert two.folders == ("/srv", "/var/lib/libvirt/images", "/more")
     assert (one.images, two.images) == (("/srv/base",), ("/srv/base",))
     assert (one.networks, two.networks) == (("lan", "extra"), ("extra",))
+    assert (one.domains, two.domains) == ((), ("defined",))
     assert (one.kvm, one.helper, two.helper) == (("sized",), ("xml",), ())
     inside = "127.0.0.1"
     assert set(one.addresses) == {
         MasterAddress(network="lan", given=None, port=9989, interface=inside),
-        MasterAddress(network="user", given="ci.example.org", port=9990, interface=inside),
-        MasterAddress(network="", given=None, port=9989, interface=inside),
+        MasterAddress(network="user", given="ci.example.org", port=9990, interface=inside, sure=False),
+        MasterAddress(network="", given=None, port=9989, interface=inside, sure=False),
     }
 
 

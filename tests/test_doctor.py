@@ -589,7 +589,10 @@ def test_addresses_that_guests_cannot_use_are_found() -> None:
     """A name that means the guest itself, nothing, or another machine, is told before a build hangs on it."""
     assert (seen("localhost", 9989).id, seen("localhost", 9989).severity) == ("master-loopback", PROBLEM)
     assert seen(None, 9989, network="lan").id == "master-loopback"
-    assert (seen("no-such.invalid", 9989).id, seen("no-such.invalid", 9989).severity) == (
+    unsure = MasterAddress(network="user", given="localhost", port=9989, sure=False)
+    assert address_finding("here", unsure, call("localhost", 9989)).severity is WARNING
+    # A name that can be none, so that nobody is asked for it.
+    assert (seen("no..such", 9989).id, seen("no..such", 9989).severity) == (
         "master-unknown-name",
         PROBLEM,
     )

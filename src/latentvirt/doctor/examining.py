@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import socket
 import time
 from collections.abc import Callable
@@ -12,6 +11,7 @@ from twisted.internet import threads
 
 from latentvirt.abandoned import Estate, estates
 from latentvirt.aliases import check_alias
+from latentvirt.devices import USER_NETWORK
 from latentvirt.doctor.finding import Finding, problem
 from latentvirt.doctor.folders import (
     Someone,
@@ -34,6 +34,7 @@ from latentvirt.doctor.reaching import helper_finding, knock, ssh_finding, unrea
 from latentvirt.doctor.shell import Shell, ask_shell
 from latentvirt.doctor.wanted import Wanted
 from latentvirt.doctor.way import UNIX, Way, way_to
+from latentvirt.domainxml import network_of
 from latentvirt.errors import ConfigError, LatentvirtError, NotFound
 from latentvirt.host import Host, NetworkView
 from latentvirt.names import FileName, directory_owner
@@ -98,12 +99,14 @@ class _Examination:
         self.qemu: tuple[int, int] | None = None
         self.shell: Shell | None = None
         self.networks: tuple[NetworkView, ...] = ()
+        self.wanted_networks = list(wanted.networks)
         self.estates: list[Estate] | None = None
 
     async def findings(self) -> list[Finding]:
         """Ask for everything; what one question comes to does not keep others from being asked."""
         for part, what in (
             (self._hypervisor, "asking what it can run"),
+            (self._domains, "looking for domains"),
             (self._networks, "looking at networks"),
             (self._storage, "looking at image folders"),
             (self._masters, "looking for what masters left"),
@@ -148,15 +151,39 @@ class _Examination:
         if finding is not None:
             self.found.append(finding)
 
+    async def _domains(self) -> None:
+        for name in self.wanted.domains:
+            try:
+                use = network_of(await self.host.definition(name))
+            except NotFound:
+                self.found.append(
+                    problem(
+                        "domain-missing",
+                        self.uri,
+                        f"there is no domain {name} on the host, and its worker has nothing else to start",
+                        f"see which there are: virsh -c '{self.uri}' list --all (qemu:///session and "
+                        "qemu:///system have different ones); or give the worker a base_image",
+                    )
+                )
+                continue
+            if use.kind == "network" and use.name not in self.wanted_networks:
+                self.wanted_networks.append(use.name)
+
     async def _networks(self) -> None:
         self.networks = await self.host.networks()
         is_embed = self.host.connection.is_embed
         self.found += network_findings(
-            self.uri, self.networks, self.wanted.networks, is_embed=is_embed, shown=self.uri
+            self.uri, self.networks, self.wanted_networks, is_embed=is_embed, shown=self.uri
         )
 
     async def _storage(self) -> None:
-        self.found += pool_findings(self.uri, await self.host.all_pools(), self.wanted.folders, self.uri)
+        self.found += pool_findings(
+            self.uri,
+            await self.host.all_pools(),
+            self.wanted.folders,
+            named=self.wanted.named,
+            shown=self.uri,
+        )
         self.estates = await self._estates()
         if self.shell is None:
             return
@@ -180,15 +207,10 @@ class _Examination:
                 self._note(image_finding(self.uri, seen[image], someone, self.wanted.folders))
 
     async def _estates(self) -> list[Estate]:
-        owners: set[str] = set()
-        if self.host.connection.is_embed:
-            owners = {
-                owner
-                for folder in self.wanted.folders
-                for owner in map(directory_owner, await _in_thread(_names_in, folder))
-                if owner is not None
-            }
-        return await estates(self.host, sorted(owners), self.wanted.folders if owners else ())
+        # What libvirt does not know: on embed, and once the host was booted.
+        seen = () if self.shell is None else self.shell.paths
+        owners = {owner for path in seen for owner in map(directory_owner, path.ours) if owner is not None}
+        return await estates(self.host, sorted(owners), self.wanted.folders)
 
     async def _frozen(self, folder: str) -> int:
         """Add up what frozen images take in a folder, those of all masters."""
@@ -211,22 +233,16 @@ class _Examination:
             self.found += helper_findings(self.uri, self.estates, self.wanted.helper)
 
     async def _addresses(self) -> None:
-        stopped = {network.name for network in self.networks if not network.active}
+        is_here = self.host.connection.is_local
+        known = {USER_NETWORK, *(network.name for network in self.networks if network.active)}
         for address in self.wanted.addresses:
-            if address.network in stopped:
-                continue  # the host has no address there now, and that is told already
+            if is_here and address.given is None and address.network not in known:
+                continue  # which address the host has there is not known, and why is told already
             told = guest_sees(
                 address,
-                is_here=self.host.connection.is_local,
+                is_here=is_here,
                 networks=self.networks,
                 fallback=socket.getfqdn(),
             )
             calling = await _in_thread(call, told, address.port)
             self.found.append(address_finding(self.uri, address, calling))
-
-
-def _names_in(folder: str) -> list[str]:
-    try:
-        return os.listdir(folder)
-    except OSError:
-        return []

@@ -168,13 +168,16 @@ def _last(seen: SeenPath) -> str:
     return f"{part.mode}, owner {part.uid}:{part.gid}"
 
 
-def pool_findings(uri: str, pools: Sequence[PoolView], folders: Sequence[str], shown: str) -> list[Finding]:
+def pool_findings(
+    uri: str, pools: Sequence[PoolView], folders: Sequence[str], *, named: bool, shown: str
+) -> list[Finding]:
     """Say which pools over image folders do not run.
 
     Args:
         uri: the host.
         pools: all of its pools.
         folders: image folders.
+        named: whether somebody named the folders.
         shown: how virsh is told of the host.
     """
     paths = {posixpath.normpath(folder) for folder in folders}
@@ -186,7 +189,7 @@ def pool_findings(uri: str, pools: Sequence[PoolView], folders: Sequence[str], s
             f"virsh -c '{shown}' 'pool-start {pool.name}'"
             if pool.autostart
             else f"virsh -c '{shown}' 'pool-start {pool.name}; pool-autostart {pool.name}'",
-            Fix("start pool", pool.name),
+            Fix("start pool", pool.name) if named else None,
         )
         for pool in pools
         if not pool.active and posixpath.normpath(pool.path or "/") in paths

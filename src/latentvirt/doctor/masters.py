@@ -82,7 +82,7 @@ def call(host: str, port: int | None) -> Calling:
     there = LOOPBACK if host == USER_MODE_HOST else host.strip("[]")
     try:
         found = socket.getaddrinfo(there, port or 0, type=socket.SOCK_STREAM)
-    except OSError:
+    except (OSError, UnicodeError):  # the latter for what cannot be a name at all
         return Calling(host, port)
     addresses = tuple(dict.fromkeys(str(one[4][0]) for one in found))
     ours = [address for address in addresses if _is_ours(address)]
@@ -122,9 +122,10 @@ def address_finding(uri: str, address: MasterAddress, calling: Calling) -> Findi
     where = calling.host if calling.port is None else f"{calling.host}:{calling.port}"
     where += f" ({LOOPBACK} here)" if user_mode else ""
     kind = f" (network {address.network})" if address.network else ""
+    tell = problem if address.sure else warning
     say = "give the worker an address that guests reach: masterFQDN='ADDRESS'"
     if not calling.addresses:
-        return problem(
+        return tell(
             "master-unknown-name",
             uri,
             f"guests{kind} are told to find their master at {where}, a name that is not known here",
@@ -132,7 +133,7 @@ def address_finding(uri: str, address: MasterAddress, calling: Calling) -> Findi
         )
     loopback = all(_is_loopback(one) for one in calling.addresses)
     if loopback and not user_mode:
-        return problem(
+        return tell(
             "master-loopback",
             uri,
             f"guests{kind} are told to find their master at {where}, which means {calling.addresses[0]}: the "
@@ -140,7 +141,7 @@ def address_finding(uri: str, address: MasterAddress, calling: Calling) -> Findi
             f"{say}; a name that means 127.0.1.1 stands in this machine's /etc/hosts",
         )
     if not user_mode and address.interface and _is_loopback(address.interface):
-        return problem(
+        return tell(
             "master-listens-inside",
             uri,
             f"guests{kind} are told to find their master at {where}, which listens at {address.interface} "
@@ -160,8 +161,7 @@ def address_finding(uri: str, address: MasterAddress, calling: Calling) -> Findi
             "master-elsewhere",
             uri,
             f"guests{kind} are told to find their master at {where}, which means {calling.addresses[0]}, and "
-            "that "
-            "is no address of this machine",
+            "that is no address of this machine",
             f"if the master runs elsewhere, run this there; if nothing passes it on to here, {say}",
         )
     if calling.error:

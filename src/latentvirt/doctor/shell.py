@@ -47,6 +47,9 @@ for path; do
     if [ -d "$path" ]; then
         printf 'room\t%s\n' "$(df -Pk -- "$path" 2>/dev/null | tail -n 1)"
         printf 'kind\t%s\n' "$(stat -f -c %T -- "$path" 2>/dev/null)"
+        for ours in "$path"/latentvirt-*; do
+            if [ -d "$ours" ]; then printf 'ours\t%s\n' "${ours##*/}"; fi
+        done
         if [ -w "$path" ] && [ -x "$path" ]; then printf 'writable\n'; fi
     fi
 done
@@ -104,6 +107,7 @@ class SeenPath:
         size: bytes of its file system; None if it is no folder.
         free: bytes that are free there.
         kind: of the file system: ``ext2/ext3``, ``nfs``...
+        ours: names of the directories of latentvirt's in it, as far as whoever looked may list it.
         writable: whether whoever looked may make files in it.
     """
 
@@ -112,6 +116,7 @@ class SeenPath:
     size: int | None = None
     free: int = 0
     kind: str = ""
+    ours: tuple[str, ...] = ()
     writable: bool = False
 
 
@@ -249,6 +254,8 @@ def _read_path(seen: SeenPath, line: str) -> SeenPath:
         if found is None:
             return seen
         return attrs.evolve(seen, size=int(found[1]) * BYTES_PER_KIB, free=int(found[2]) * BYTES_PER_KIB)
+    if what == "ours":
+        return attrs.evolve(seen, ours=(*seen.ours, rest[0]))
     if what == "kind":
         return attrs.evolve(seen, kind=rest[0])
     path, words = rest[0], "\t".join(rest[1:])

@@ -16,12 +16,14 @@ class MasterAddress:
         given: the host's part of ``masterFQDN``; None if it was left out.
         port: the port that they connect to; None if the system chooses one.
         interface: the address that the master listens at; empty for all.
+        sure: whether the guests are told it in any case; others may have an image that knows it already.
     """
 
     network: str
     given: str | None
     port: int | None
     interface: str = ""
+    sure: bool = True
 
 
 @attrs.frozen(kw_only=True)
@@ -33,6 +35,7 @@ class Wanted:
         folders: image folders that are named.
         images: paths of images that VMs stand on, on the host.
         networks: libvirt networks that are named.
+        domains: names of those that a person must have defined.
         kvm: names of workers whose VMs must have KVM.
         helper: names of workers that cannot do without the guest helper.
         addresses: where guests look for their master.
@@ -43,6 +46,7 @@ class Wanted:
     folders: tuple[str, ...] = ()
     images: tuple[str, ...] = ()
     networks: tuple[str, ...] = ()
+    domains: tuple[str, ...] = ()
     kvm: tuple[str, ...] = ()
     helper: tuple[str, ...] = ()
     addresses: tuple[MasterAddress, ...] = ()

@@ -53,14 +53,13 @@ def _of_host(
             image for _, one in workers if is_text(image := one.base_image) and image.startswith("/")
         ),
         networks=_once(name for _, arguments, spec in specs for name in _networks(arguments, spec)),
+        domains=_once(name for name, _, spec in specs if spec is not None and _is_predefined(spec)),
         kvm=_once(name for name, one in workers if one.virt_type == "kvm"),
-        helper=_once(
-            name for name, one in workers if one.start == "thaw" or one.identity == "channel" or one.standby
-        ),
+        helper=_once(name for name, one in workers if _needs_helper(one)),
         addresses=_once(
             _address(arguments, network, pb)
             for _, arguments, spec in specs
-            if (network := _first_network(arguments, spec)) is not None
+            if arguments.identity != "static" and (network := _first_network(arguments, spec)) is not None
         ),
     )
 
@@ -94,6 +93,16 @@ def _first_network(arguments: Arguments, spec: MachineSpec | None) -> str | None
     return ""
 
 
+def _needs_helper(arguments: Arguments) -> bool:
+    """Whether a worker's guests must be spoken to over the channel."""
+    return arguments.start == "thaw" or arguments.identity == "channel" or arguments.standby
+
+
+def _is_predefined(spec: MachineSpec) -> bool:
+    """Whether a worker can start nothing but the domain of its name."""
+    return spec.kind == "auto" and not spec.proven
+
+
 def _networks(arguments: Arguments, spec: MachineSpec | None) -> list[str]:
     """Name the networks of libvirt's that a worker's VMs are to have."""
     extra = [card.network for card in spec.networks] if spec is not None else []
@@ -108,4 +117,5 @@ def _address(arguments: Arguments, network: str, pb: Any) -> MasterAddress:
         given=given,
         port=port or master_port(pb),
         interface="" if found is None else found[1].replace("\\", ""),
+        sure=_needs_helper(arguments),
     )
