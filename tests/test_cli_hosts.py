@@ -153,6 +153,7 @@ def test_latentvirts_vms_are_listed(fake: FakeLibvirt) -> None:
         "memory_mib": 256,
         "vcpus": 2,
         **attrs.asdict(OURS),
+        "held": None,
     }
     told = command(fake, *both("vm", "list"))
     assert "theirs" not in told.stdout

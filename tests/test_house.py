@@ -28,14 +28,14 @@ FLOORS = (
     {"planning"},
     {"abandoned", "describing", "sweep"},
     {"images"},
-    {"storage"},
+    {"sparing", "storage"},
     {"host"},
     {"domainxml", "guest", "console", "address"},
     {"claim", "undertaking"},
     {"capabilities", "names", "placement", "spec", "requirements"},
     {"aliases", "devices", "hosts"},
     {"config"},
-    {"labels"},
+    {"hold", "labels"},
     {"errors", "flights", "hostkeys", "picture", "showing", "_version"},
 )
 FRONT_DOOR = "latentvirt"

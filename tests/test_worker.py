@@ -269,6 +269,12 @@ def test_paths_that_no_host_has_are_told_at_once(path: str) -> None:
         ({"network": lambda: "x"}, "network=.* is not a string"),
         ({"network": "a\0b"}, "network=.* control characters"),
         ({"allow_shared": [1]}, "allow_shared=.* is not a list of names"),
+        ({"hold_on_failure": 7200}, "hold_on_failure=7200 is not a duration"),
+        ({"hold_on_failure": "30d"}, "hold_on_failure='30d' is longer than a VM is held"),
+        (
+            {"hold_on_failure": "2h", "build_wait_timeout": 60},
+            "build_wait_timeout=60 gives it to the next one",
+        ),
     ],
 )
 def test_values_that_would_fail_at_the_first_start_are_told_at_once(

@@ -12,6 +12,7 @@ from latentvirt import domainxml
 from latentvirt.errors import NotFound
 from latentvirt.host import DomainView, Host
 from latentvirt.names import FileName, Lease, directory_owner
+from latentvirt.sparing import starts_below
 from latentvirt.storage import open_storage
 
 
@@ -86,20 +87,27 @@ async def _estate(host: Host, owner: str, domains: list[DomainView], folders: se
     return Estate(owner=owner, until=max(leases, default=None), domains=tuple(domains), files=files)
 
 
-async def clear(host: Host, estate: Estate) -> None:
-    """End an owner's VMs, and remove its files and directories; what others put there stays.
+async def clear(host: Host, estate: Estate, now: float) -> None:
+    """End an owner's VMs, and remove its files and directories; what is held, and others' things, stay.
 
     Args:
         host: the host.
         estate: what the owner has there.
+        now: seconds since the epoch.
 
     Raises:
         HostError: the host did not let us; another time it goes on there.
     """
+    spared: set[str] = set()
     for domain in estate.domains:
-        await host.destroy(domain.uuid, only=domain.ownership)
+        if domain.held_at(now) is not None:
+            spared |= await starts_below(host, domain)
+        else:
+            await host.destroy(domain.uuid, only=domain.ownership)
     for folder, names in estate.files.items():
         storage = open_storage(host, estate.owner, folder)
         for name in names:
-            await storage.delete(name)
-        await storage.remove()
+            if (parsed := FileName.parse(name)) is not None and parsed.start not in spared:
+                await storage.delete(name)
+        if not spared:
+            await storage.remove()

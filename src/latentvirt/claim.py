@@ -32,6 +32,8 @@ class Claim:
     new: Callable[[], str] = new_start
     ending: bool = attrs.field(init=False, default=False)
     """Whether the machine is only waited for to be gone."""
+    password_of: str = attrs.field(init=False, default="")
+    """Name of the worker whose own, static password the VM's guest may know; empty for none."""
     starts: set[str] = attrs.field(init=False, factory=set)
     """Ids of the starts whose things no sweep may touch."""
     _waiting: list[defer.Deferred[None]] = attrs.field(init=False, factory=list)

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable
 
 import attrs
 
 from latentvirt import domainxml
-from latentvirt.errors import ForeignDomain, NotFound
+from latentvirt.errors import ForeignDomain, HostFull, NotFound
 from latentvirt.host import Host
 from latentvirt.names import Ownership, generated_domain_name
 from latentvirt.spec import MachineSpec
@@ -84,6 +85,7 @@ async def clear_place(
 
     Raises:
         ForeignDomain: what is there is not ours to end; it was left alone.
+        HostFull: it is ours, and somebody holds it.
     """
     name = domain_in(spec, ownership.owner, ownership.slot)
     there = await host.domain(name)
@@ -104,6 +106,14 @@ async def clear_place(
                 host=host.uri,
                 domain=name,
                 remedy="name each host by one URI only",
+            )
+        hold = there.held_at(time.time())
+        if hold is not None:
+            raise HostFull(
+                f"the VM {name!r} is {hold}",
+                host=host.uri,
+                domain=name,
+                remedy=f"wait, or: latentvirt vm release {name} -c '{host.uri}'",
             )
         await host.destroy(there.uuid, only=held)
     if there.persistent and spec.kind != "predefined":

@@ -223,6 +223,17 @@ class FrozenStore:
             raise BadFrozenImage("its files have changed since it was made")
         self._used[image.start] = self.seconds()
 
+    def stood_on(self, starts: Collection[str], start: str) -> None:
+        """Hear that a VM of an earlier process runs still; what it stands on is kept for as long as that.
+
+        Args:
+            starts: whose files are below it.
+            start: id of its own start.
+        """
+        for image in starts:
+            if image != start:
+                self._lent.setdefault(image, set()).add(start)
+
     async def take_back(self, image: FrozenImage, start: str) -> None:
         """Hear that a VM that stood on an image is gone."""
         self.leave({start})

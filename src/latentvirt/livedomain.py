@@ -13,6 +13,7 @@ from latentvirt.describing import clear_place, domain_in
 from latentvirt.errors import BadFrozenImage, ForeignDomain, HostError, HostUnreachable, ImageError
 from latentvirt.frozen import FrozenImage, FrozenStore
 from latentvirt.guest import Identity
+from latentvirt.hold import Hold
 from latentvirt.host import Created, DomainNews, Host, Watch
 from latentvirt.listening import Listening
 from latentvirt.names import GUEST_NAMESPACE, GUEST_PREFIX, FileName, Ownership
@@ -63,6 +64,8 @@ class LiveDomain:
     resumed: bool = attrs.field(init=False, default=False)
     image: FrozenImage | None = attrs.field(init=False, default=None)
     saved: bool = attrs.field(init=False, default=False)
+    held: Hold | None = attrs.field(init=False, default=None)
+    """Until when it was held when it was saved: its mark goes with it."""
     _has_console: bool = attrs.field(init=False, default=False)
     _watch: Watch | None = attrs.field(init=False, default=None)
     _undo: list[Callable[[], Awaitable[object]]] = attrs.field(init=False, factory=list)
@@ -275,6 +278,7 @@ class LiveDomain:
         await self.host.pause(self.uuid)
         self._will_make(memory)
         path = await self.step("make the memory file", storage.create_empty(memory))
+        self.held = await self.host.hold(self.uuid, only=self.ownership)
         await self.step("save memory", self.host.save(self.uuid, path, name=self.name))
         self.saved = True
 
@@ -295,10 +299,14 @@ class LiveDomain:
             self._watch.cancel()
             self._watch = None
 
-    async def end(self) -> None:
-        """End it and remove all that it had; may be repeated where the host did not let us."""
+    async def leave(self) -> None:
+        """Leave it to itself: it runs on, and its console is free for a person."""
         await self.listening.close()
         self.unwatch()
+
+    async def end(self) -> None:
+        """End it and remove all that it had; may be repeated where the host did not let us."""
+        await self.leave()
         while self._undo:
             await self._undo[-1]()
             self._undo.pop()

@@ -11,8 +11,9 @@ from twisted.python.failure import Failure
 
 from latentvirt.claim import Claim
 from latentvirt.describing import domain_in
-from latentvirt.errors import GuestFailed, HostUnreachable, LatentvirtError, StartCancelled
+from latentvirt.errors import GuestFailed, HostUnreachable, LatentvirtError, NotFound, StartCancelled
 from latentvirt.frozen import FrozenStore
+from latentvirt.hold import Hold
 from latentvirt.host import Condition, DomainNews, Host
 from latentvirt.listening import Listener
 from latentvirt.planning import Plan
@@ -294,11 +295,14 @@ class Machine:
 
     # Stop
 
-    async def stop(self, *, graceful_s: float = 0.0) -> None:
+    async def stop(self, *, graceful_s: float = 0.0) -> Hold | None:
         """End the VM and remove all that it had; may be called again, and before any start.
 
         Args:
             graceful_s: seconds that the guest gets to power itself off.
+
+        Returns:
+            None when it is gone. Else until when it is held: it runs on, unwatched, and a later call ends it.
 
         Raises:
             LatentvirtError: the host did not let us; what is left is known by its names, and a later call, or
@@ -310,7 +314,47 @@ class Machine:
         self._tell_failure(stopped)
         self._tiers.prepared()
         await self._work.over()
+        held = await self.held_until()
+        if held is not None and self._tiers.live is not None:
+            if self.claim.password_of and not held.worker:
+                held = await self.hold_until(attrs.evolve(held, worker=self.claim.password_of))
+            await self._tiers.live.leave()
+            return held
         await self._end(graceful_s)
+        return None
+
+    async def held_until(self) -> Hold | None:
+        """Ask the host until when the VM is held; None if it is not, the time is up, or it has ended.
+
+        Raises:
+            HostError: the host does not tell.
+        """
+        live = self._tiers.live
+        if live is None or not live.uuid:
+            return None
+        held = await self.host.hold(live.uuid, only=live.ownership)
+        return held if held is not None and held.until > self.now() else None
+
+    async def hold_until(self, wanted: Hold) -> Hold:
+        """Hold the VM; a hold that somebody has set already is never made shorter.
+
+        Args:
+            wanted: until when, and why.
+
+        Returns:
+            What holds it now.
+
+        Raises:
+            HostError: the host did not let us, or the VM runs no more.
+        """
+        live = self._tiers.live
+        if live is None or not live.uuid:
+            raise NotFound("there is no VM any more to hold", host=self.host.uri, domain=self.name)
+        there = await self.held_until()
+        if there is not None and there.until >= wanted.until:
+            wanted = attrs.evolve(there, worker=there.worker or wanted.worker)
+        await self.host.set_hold(live.uuid, wanted, only=live.ownership)
+        return wanted
 
     async def _end(self, graceful_s: float = 0.0) -> None:
         await self._ending.acquire()

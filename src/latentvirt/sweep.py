@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Iterable
 
 import attrs
 
 from latentvirt.errors import ImageError
-from latentvirt.host import Host
+from latentvirt.host import DomainView, Host
 from latentvirt.names import FileName
+from latentvirt.sparing import starts_below
 from latentvirt.storage import open_storage
 
 FROZEN = "frozen"
@@ -22,10 +24,12 @@ class Swept:
     Args:
         domains: names of the domains that were ended.
         files: names of the files that were deleted.
+        held: the domains that were spared with their files, since somebody holds them.
     """
 
     domains: tuple[str, ...]
     files: tuple[str, ...]
+    held: tuple[DomainView, ...] = ()
 
     def __bool__(self) -> bool:
         return bool(self.domains or self.files)
@@ -46,14 +50,20 @@ async def sweep(host: Host, owner: str, folders: Iterable[str], living: Callable
     Raises:
         HostError: the host did not let us; the next sweep goes on there.
     """
-    domains = []
+    domains, spared, now = [], [], time.time()
+    held: set[str] = set()
     for domain in await host.domains():
-        held = domain.ownership
+        mark = domain.ownership
         # Asked now, not before the list was taken: a start may have begun meanwhile.
-        if held is not None and held.owner == owner and not living(held.start):
-            # A predefined domain keeps its UUID: a start that began meanwhile may have it by now.
-            await host.destroy(domain.uuid, only=held)
-            domains.append(domain.name)
+        if mark is None or mark.owner != owner or living(mark.start):
+            continue
+        if domain.held_at(now) is not None:
+            spared.append(domain)
+            held |= await starts_below(host, domain)
+            continue
+        # A predefined domain keeps its UUID: a start that began meanwhile may have it by now.
+        await host.destroy(domain.uuid, only=mark)
+        domains.append(domain.name)
     files = []
     for folder in folders:
         storage = open_storage(host, owner, folder)
@@ -65,7 +75,7 @@ async def sweep(host: Host, owner: str, folders: Iterable[str], living: Callable
         parsed_names = [(name, FileName.parse(name)) for name in names]
         frozen = {parsed.start for _, parsed in parsed_names if parsed is not None and parsed.kind == FROZEN}
         for name, parsed in parsed_names:
-            if parsed is not None and parsed.start not in frozen and not living(parsed.start):
+            if parsed is not None and parsed.start not in frozen | held and not living(parsed.start):
                 await storage.delete(name)
                 files.append(name)
-    return Swept(tuple(domains), tuple(files))
+    return Swept(tuple(domains), tuple(files), tuple(spared))

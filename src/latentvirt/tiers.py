@@ -293,6 +293,8 @@ class Tiers:
         if not await self._thaw(image):
             frozen.refuse(self.plan.fingerprint, "what was frozen could not be thawed")
             await self._boot(self._why_not_thaw())
+        if live.held is not None and self.live is not None:
+            await self.host.set_hold(self.live.uuid, live.held, only=self.live.ownership)
 
     async def _go_on_unfrozen(self, live: LiveDomain, why: str) -> None:
         """Let a build have the VM that could not be frozen; if there is none left, boot another."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Sequence
 from typing import TypeVar, cast
 
@@ -11,6 +12,7 @@ from twisted.internet import defer
 from latentvirt.cli.asking import Answer, ask, tell_errors
 from latentvirt.config import Connection
 from latentvirt.errors import ConfigError, NotFound
+from latentvirt.hold import Hold
 from latentvirt.host import Condition, DomainUse, Driver, Host
 
 T = TypeVar("T")
@@ -28,21 +30,29 @@ class Seen:
     Args:
         use: what it takes.
         state: ``running``, ``paused`` (it stands by, or is just being started) or what is wrong with it.
+        hold: until when it is held; None if it is not, or the time is up.
     """
 
     use: DomainUse
     state: str
+    hold: Hold | None = None
 
 
 async def look_at_vms(host: Host) -> list[Seen]:
     """List the VMs that run on a host, or are paused, whoever's they are."""
     found = await host.usage()
     fares = await defer.gatherResults([defer.ensureDeferred(host.news(use.uuid)) for use in found])
+    holds = await defer.gatherResults([defer.ensureDeferred(_hold_of(host, use)) for use in found])
     return [
-        Seen(use, STATES.get(news.condition, news.detail))
-        for use, news in zip(found, fares, strict=True)
+        Seen(use, STATES.get(news.condition, news.detail), hold)
+        for use, news, hold in zip(found, fares, holds, strict=True)
         if not news.condition.is_end
     ]
+
+
+async def _hold_of(host: Host, use: DomainUse) -> Hold | None:
+    hold = await host.hold(use.uuid, only=use.ownership) if use.ownership is not None else None
+    return hold if hold is not None and hold.until > time.time() else None
 
 
 def _the_one(answers: Sequence[Answer[list[Seen]]], name: str) -> tuple[str, Seen]:

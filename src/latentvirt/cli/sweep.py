@@ -5,7 +5,6 @@ from __future__ import annotations
 import sys
 import time
 from collections.abc import Sequence
-from datetime import datetime
 from typing import Any
 
 import attrs
@@ -14,7 +13,8 @@ import click
 from latentvirt.abandoned import Estate, clear, estates
 from latentvirt.cli.asking import EXIT_STATUS, about_hosts, ask, finish, tell_errors, tell_json, tell_table
 from latentvirt.config import Connection
-from latentvirt.host import Driver, Host
+from latentvirt.hold import moment
+from latentvirt.host import DomainView, Driver, Host
 from latentvirt.names import OWNER_PATTERN
 
 
@@ -25,10 +25,12 @@ class Decided:
     Args:
         estate: the things.
         why_not: why they stay; empty if they go.
+        held: the VMs that stay all the same, since somebody holds them.
     """
 
     estate: Estate
     why_not: str
+    held: tuple[DomainView, ...]
 
 
 def _owner(_: click.Context, __: click.Parameter, given: Sequence[str]) -> Sequence[str]:
@@ -64,7 +66,8 @@ def sweep(
     """Remove what masters that are no more left on hosts: VMs, their files, frozen images.
 
     A master claims its directories for an hour at a time. What belongs to one whose time has run out is
-    removed; what nobody says the time of, only if its owner is named.
+    removed; what nobody says the time of, only if its owner is named. VMs that somebody holds stay, with
+    what they stand on, until they are released or the time is up.
     """
     if folders and not owners:
         raise click.UsageError(
@@ -74,13 +77,13 @@ def sweep(
     async def see_to(host: Host) -> list[Decided]:
         now = time.time()
         decided = [
-            Decided(estate, _why_not(estate, now, estate.owner in owners))
+            Decided(estate, _why_not(estate, now, estate.owner in owners), _held(estate, now))
             for estate in await estates(host, owners, folders)
             if not owners or estate.owner in owners
         ]
         for one in decided:
             if not one.why_not and not dry_run:
-                await clear(host, one.estate)
+                await clear(host, one.estate, now)
         return decided
 
     answers = finish(connections, lambda: ask(connections, see_to, driver))
@@ -95,6 +98,10 @@ def sweep(
     sys.exit(int(tell_errors(answers)))
 
 
+def _held(estate: Estate, now: float) -> tuple[DomainView, ...]:
+    return tuple(domain for domain in estate.domains if domain.held_at(now) is not None)
+
+
 def _why_not(estate: Estate, now: float, named: bool) -> str:
     if estate.until is None:
         return "" if named else "nobody says until when it is claimed; name it with --owner"
@@ -106,10 +113,15 @@ def _row(uri: str, one: Decided, dry_run: bool) -> dict[str, Any]:
     return {
         "host": uri,
         "owner": one.estate.owner,
-        "until": None
-        if until is None
-        else datetime.fromtimestamp(until).astimezone().isoformat(" ", "minutes"),
+        "until": None if until is None else moment(until),
         "vms": len(one.estate.domains),
         "files": one.estate.count,
-        "done": one.why_not or ("would be removed" if dry_run else "removed"),
+        "held": [domain.name for domain in one.held],
+        "done": one.why_not or ("would be removed" if dry_run else "removed") + _but_held(one),
     }
+
+
+def _but_held(one: Decided) -> str:
+    """Say what stays of an owner's things, since somebody holds it."""
+    held = ", ".join(f"{domain.name}, {domain.hold}" for domain in one.held)
+    return f", but for {held}" if held else ""

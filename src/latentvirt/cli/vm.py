@@ -24,15 +24,21 @@ from latentvirt.cli.finding import ENDS_WITH, Seen, find, look_at_vms, only
 from latentvirt.cli.grouping import LazyGroup
 from latentvirt.config import Connection
 from latentvirt.errors import ConfigError, ForeignDomain, HostError, HostUnreachable, NotFound
+from latentvirt.hold import Hold, moment
 from latentvirt.host import Driver, Host
 
-FURTHER = {"screenshot": "latentvirt.cli.screenshot", "ssh": "latentvirt.cli.ssh"}
+FURTHER = {
+    "hold": "latentvirt.cli.hold",
+    "release": "latentvirt.cli.hold",
+    "screenshot": "latentvirt.cli.screenshot",
+    "ssh": "latentvirt.cli.ssh",
+}
 """The commands that are in modules of their own, under the command's name, with that module."""
 
 
 @click.group(cls=LazyGroup, further=FURTHER)
 def vm() -> None:
-    """Look at the VMs that run on hosts, and end one."""
+    """Look at the VMs that run on hosts; keep one, or end it."""
 
 
 def _as_json(uri: str, seen: Seen) -> dict[str, Any]:
@@ -47,7 +53,15 @@ def _as_json(uri: str, seen: Seen) -> dict[str, Any]:
         "owner": owned.owner if owned else None,
         "slot": owned.slot if owned else None,
         "start": owned.start if owned else None,
+        "held": None
+        if seen.hold is None
+        else {"until": moment(seen.hold.until), "by": seen.hold.by, "why": seen.hold.why},
     }
+
+
+def _held(row: dict[str, Any]) -> str | None:
+    held = row["held"]
+    return None if held is None else f"until {held['until']} by {held['by']}: {held['why']}"
 
 
 @vm.command("list", short_help="List VMs.", epilog=EXIT_STATUS)
@@ -68,7 +82,7 @@ def list_(driver: Driver | None, connections: Sequence[Connection], everyones: b
         tell_json(rows)
     else:
         tell_table(
-            ("HOST", "NAME", "STATE", "MEMORY", "VCPUS", "OWNER", "SLOT", "START"),
+            ("HOST", "NAME", "STATE", "MEMORY", "VCPUS", "OWNER", "SLOT", "START", "HELD"),
             [
                 (
                     row["host"],
@@ -79,6 +93,7 @@ def list_(driver: Driver | None, connections: Sequence[Connection], everyones: b
                     row["owner"],
                     row["slot"],
                     row["start"],
+                    _held(row),
                 )
                 for row in rows
             ],
@@ -112,6 +127,8 @@ def show(driver: Driver | None, connections: Sequence[Connection], name: str, as
     shown["memory"] = f"{shown.pop('memory_mib')} MiB"
     for key in ("host", "name", "uuid", "state", "memory", "vcpus", "owner", "slot", "start"):
         click.echo(f"{key}: {'' if shown[key] is None else shown[key]}".rstrip())
+    if shown["held"] is not None:
+        click.echo(f"held: {_held(shown)}")
     for disk in shown["disks"]:
         click.echo(f"disk {disk['target']}: {' over '.join(disk['files'])}")
 
@@ -124,10 +141,11 @@ def destroy(driver: Driver | None, connections: Sequence[Connection], name: str)
     """End the VM of the domain NAME at once, as a power cut does.
 
     Only latentvirt's VMs are ended. The master whose build has it sees its end, and tries the build again;
-    it removes the VM's files, or the sweep does when that master starts.
+    it removes the VM's files, or the sweep does when that master starts. A VM that somebody holds is ended,
+    too, and it is said who held it.
     """
 
-    async def end() -> str:
+    async def end() -> tuple[str, Hold | None]:
         connection, seen = await find(connections, name, driver)
         owned = seen.use.ownership
         if owned is None:
@@ -142,9 +160,10 @@ def destroy(driver: Driver | None, connections: Sequence[Connection], name: str)
             await host.destroy(seen.use.uuid, only=owned)
 
         only(await ask([connection], destroy, driver))
-        return connection.uri
+        return connection.uri, seen.hold
 
-    click.echo(f"ended {name} on {finish(connections, end)}")
+    uri, hold = finish(connections, end)
+    click.echo(f"ended {name} on {uri}" + ("" if hold is None else f", which was {hold}"))
 
 
 @vm.command(

@@ -9,6 +9,7 @@ from latentvirt.domainxml.freezing import essence, files_read, hindrance
 from latentvirt.domainxml.freshness import freshness_problems, has_emulated_tpm, uses_vars
 from latentvirt.domainxml.generate import generate
 from latentvirt.domainxml.guestmark import GuestMark, guest_mark, guest_of
+from latentvirt.domainxml.holding import hold_of_mark, mark_of_hold
 from latentvirt.domainxml.ownership import ownership_of, ownership_of_mark
 from latentvirt.domainxml.parse import (
     NetworkUse,
@@ -51,6 +52,8 @@ __all__ = [
     "has_emulated_tpm",
     "has_screen",
     "hindrance",
+    "hold_of_mark",
+    "mark_of_hold",
     "memory_of",
     "network_of",
     "ownership_of",

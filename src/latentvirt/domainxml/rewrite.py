@@ -10,6 +10,7 @@ from lxml import etree
 
 from latentvirt.domainxml.adding import give_macs
 from latentvirt.domainxml.disks import PATH_ATTRIBUTE, source_of, target_of
+from latentvirt.domainxml.holding import drop_hold
 from latentvirt.domainxml.ownership import set_auth, set_ownership
 from latentvirt.domainxml.parse import Element, append, ensure, insert, line_of, parse, remove, serialise
 from latentvirt.errors import BadXML
@@ -112,6 +113,7 @@ def rewrite(
         if value is not None:
             _set_identity(root, tag, value)
     set_ownership(root, ownership)
+    drop_hold(root)
     if metadata_auth is not None:
         set_auth(root, metadata_auth)
     for overlay in overlays:

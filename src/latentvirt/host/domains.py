@@ -6,7 +6,8 @@ from typing import Any
 
 import libvirt
 
-from latentvirt.domainxml import ownership_of_mark
+from latentvirt.domainxml import hold_of_mark, ownership_of_mark
+from latentvirt.hold import HOLD_NAMESPACE, Hold
 from latentvirt.host.views import Created, DomainView
 from latentvirt.names import METADATA_NAMESPACE, Ownership
 
@@ -28,6 +29,7 @@ def view(domain: Any) -> DomainView:
         active=bool(domain.isActive()),
         persistent=bool(domain.isPersistent()),
         ownership=mark,
+        hold=None if mark is None else hold(domain),
     )
 
 
@@ -64,6 +66,19 @@ def _mark(domain: Any) -> Ownership | None:
         libvirt.VIR_DOMAIN_METADATA_ELEMENT, METADATA_NAMESPACE, libvirt.VIR_DOMAIN_AFFECT_LIVE
     )
     return ownership_of_mark(element)
+
+
+def hold(domain: Any) -> Hold | None:
+    """Read until when a running domain is held; raises if the host does not tell."""
+    try:
+        element = domain.metadata(
+            libvirt.VIR_DOMAIN_METADATA_ELEMENT, HOLD_NAMESPACE, libvirt.VIR_DOMAIN_AFFECT_LIVE
+        )
+    except libvirt.libvirtError as error:
+        if error.get_error_code() in _NOT_MARKED:
+            return None
+        raise
+    return hold_of_mark(element)
 
 
 def read_back(domain: Any) -> Created:

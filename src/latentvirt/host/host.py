@@ -11,6 +11,7 @@ from latentvirt.errors import HostError, HostUnreachable, LatentvirtError, NotFo
 from latentvirt.host import domains
 from latentvirt.host.codes import GONE, news_from_state
 from latentvirt.host.guests import GuestVerbs
+from latentvirt.host.holding import HoldVerbs
 from latentvirt.host.inventory import InventoryVerbs
 from latentvirt.host.memory import MemoryVerbs
 from latentvirt.host.streams import ByteStream
@@ -23,7 +24,7 @@ from latentvirt.names import Ownership
 WRITE_TRIES = 100
 
 
-class Host(GuestVerbs, InventoryVerbs, MemoryVerbs, VolumeVerbs):
+class Host(GuestVerbs, HoldVerbs, InventoryVerbs, MemoryVerbs, VolumeVerbs):
     """Speak with one libvirt host; it lives as long as somebody names it.
 
     Every method has a deadline and raises `HostError` or one of its kinds. All are for the reactor's thread.

@@ -6,6 +6,7 @@ import enum
 
 import attrs
 
+from latentvirt.hold import Hold
 from latentvirt.names import Ownership
 
 
@@ -49,6 +50,7 @@ class DomainView:
         active: whether it runs (or is paused).
         persistent: whether the host has a definition of it that outlives the run.
         ownership: whose it is; None if it is not latentvirt's, or not running.
+        hold: until when it is held, also if that is over; None if nobody has held it.
     """
 
     name: str
@@ -56,6 +58,11 @@ class DomainView:
     active: bool
     persistent: bool
     ownership: Ownership | None = None
+    hold: Hold | None = None
+
+    def held_at(self, now: float) -> Hold | None:
+        """Say until when it is held; None if it is not, or the time (seconds since the epoch) is up."""
+        return self.hold if self.hold is not None and self.hold.until > now else None
 
 
 @attrs.frozen(kw_only=True)

@@ -14,6 +14,7 @@ from latentvirt.aliases import check_alias
 from latentvirt.config import Connection, Flavor, Image, Size, check_flavors
 from latentvirt.devices import USER_NETWORK, Nic, read_disks, read_nic, read_nics, written
 from latentvirt.errors import ConfigError
+from latentvirt.hold import read_duration
 from latentvirt.hosts import Hosts
 from latentvirt.master.checking import check_spec, known_macs
 from latentvirt.master.depending import depends, known_part
@@ -54,6 +55,7 @@ class Arguments:
         disks: those that a VM has besides, in any way a person can write them, or a renderable of that.
         networks: likewise the network cards that it has besides.
         ssh_host_key: whose SSH host key a guest has, its own or always the same.
+        hold_on_failure_s: seconds that the VM of a failed build is held; 0 for not at all.
     """
 
     hosts: Hosts
@@ -75,6 +77,7 @@ class Arguments:
     disks: Any = ()
     networks: Any = ()
     ssh_host_key: HostKeyMode = "reported"
+    hold_on_failure_s: int = 0
 
     @property
     def rendered(self) -> tuple[Any, ...]:
@@ -293,6 +296,7 @@ def read_arguments(
     start: Any = "auto",
     standby: Any = False,
     ssh_host_key: Any = "reported",
+    hold_on_failure: Any = None,
 ) -> Arguments:
     """Check what a person wrote; the order of the first ones is that of Buildbot's old documentation.
 
@@ -346,6 +350,7 @@ def read_arguments(
         start=_choice("start", start, StartMode),
         standby=standby,
         ssh_host_key=_host_key(ssh_host_key, identity),
+        hold_on_failure_s=0 if hold_on_failure is None else read_duration(hold_on_failure, "hold_on_failure"),
     )
     _check_what_is_known(arguments)
     return arguments

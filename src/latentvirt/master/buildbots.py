@@ -23,14 +23,16 @@ TIMEOUTS = {"build_wait_timeout": True, "missing_timeout": False, "check_instanc
 LATENT_ARGUMENTS = ("build_wait_timeout", "check_instance_interval")
 
 
-def check_timeouts(buildbots: Mapping[str, Any]) -> None:
+def check_timeouts(buildbots: Mapping[str, Any], hold_on_failure_s: int) -> None:
     """Refuse what Buildbot would take for a number of seconds, and fail with at the first start.
 
     Args:
         buildbots: Buildbot's arguments, our defaults among them.
+        hold_on_failure_s: seconds that the VM of a failed build is held; 0 for not at all.
 
     Raises:
-        ConfigError: one is not a number, or is negative where that means nothing.
+        ConfigError: one is not a number, or is negative where that means nothing; or VMs that are to be held
+            would go on to other builds.
     """
     for what, may_be_negative in TIMEOUTS.items():
         value = buildbots[what]
@@ -41,6 +43,12 @@ def check_timeouts(buildbots: Mapping[str, Any]) -> None:
             raise ConfigError(
                 f"{what}={value!r} is not a number of seconds", remedy="write a number, without quotes"
             )
+    if hold_on_failure_s and buildbots["build_wait_timeout"] != 0:
+        raise ConfigError(
+            f"hold_on_failure= keeps the VM of a failed build as it is, and build_wait_timeout="
+            f"{buildbots['build_wait_timeout']} gives it to the next one",
+            remedy="leave one of them out",
+        )
 
 
 def pb_port(master: Any, registration: Any) -> int:

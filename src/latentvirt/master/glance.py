@@ -8,6 +8,7 @@ import attrs
 from twisted.internet import defer
 
 from latentvirt.errors import ConfigError
+from latentvirt.master.holds import HeldVM
 from latentvirt.master.hub import Hub
 from latentvirt.master.record import HostRecord
 
@@ -27,6 +28,7 @@ class HostState:
         last_error: what went wrong there last; empty if nothing has.
         slots: how many VMs may run; None for no limit.
         builds: how many VMs builds of this master have there, those included that are starting or ending.
+        held: the VMs whose builds are over, and that somebody holds.
         standbys: how many VMs stand by.
         frozen_images: how many VMs are frozen there.
         memory_mib: how much memory VMs may have; None if that is not known.
@@ -47,6 +49,7 @@ class HostState:
     last_error: str
     slots: int | None
     builds: int
+    held: tuple[HeldVM, ...]
     standbys: int
     frozen_images: int
     memory_mib: int | None
@@ -71,12 +74,13 @@ def host_states(master: Any) -> defer.Deferred[list[HostState]]:
 
     async def look() -> list[HostState]:
         hub = await _hub(master)
-        return [_state(record, master.reactor.seconds()) for record in hub.records.values()]
+        return [_state(hub, record) for record in hub.records.values()]
 
     return defer.ensureDeferred(look())
 
 
-def _state(record: HostRecord, now: float) -> HostState:
+def _state(hub: Hub, record: HostRecord) -> HostState:
+    now, held = hub.master.reactor.seconds(), tuple(hub.holds.on(record))
     used, limits = record.used(now, with_standbys=True), record.room.limits
     return HostState(
         uri=record.host.uri,
@@ -88,7 +92,8 @@ def _state(record: HostRecord, now: float) -> HostState:
         drained=record.connection.drain or record.drained,
         last_error=record.last_error,
         slots=limits.slots,
-        builds=record.in_use,
+        builds=record.in_use - len(held),
+        held=held,
         standbys=len(record.standbys),
         frozen_images=sum(store.count for store in record.frozen.values()),
         memory_mib=limits.memory,

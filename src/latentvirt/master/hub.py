@@ -15,15 +15,17 @@ from latentvirt.claim import Claim
 from latentvirt.config import Connection
 from latentvirt.describing import own_name
 from latentvirt.domainxml import NetworkUse
-from latentvirt.errors import ImageError, LatentvirtError
+from latentvirt.errors import LatentvirtError
 from latentvirt.frozen import FrozenStore
 from latentvirt.guest import Identity
+from latentvirt.hold import Hold
 from latentvirt.host import Host
 from latentvirt.hosts import Hosts
 from latentvirt.images import Library, Say, say_nothing
 from latentvirt.listening import Listener
 from latentvirt.machine import Machine
 from latentvirt.master.health import Health
+from latentvirt.master.holds import Holds
 from latentvirt.master.leaving import leave
 from latentvirt.master.looking import Looking
 from latentvirt.master.placing import Need, Placing
@@ -31,18 +33,16 @@ from latentvirt.master.record import HostRecord
 from latentvirt.master.room import Room, room_for
 from latentvirt.master.standby import TEND_EVERY_S, Standbys
 from latentvirt.master.state import HubState
+from latentvirt.master.sweeping import Sweeping
 from latentvirt.master.tries import Tries
 from latentvirt.names import slot_of_domain
 from latentvirt.planning import Plan
 from latentvirt.spec import MachineSpec, image_folder
 from latentvirt.storage import Storage, open_storage
-from latentvirt.sweep import sweep
 from latentvirt.tiers import Identify
 
 logger = logging.getLogger(__name__)
 
-SWEEP_EVERY_S = 600
-LEASE_S = 3600
 PATIENCE_WITH_AN_END_S = 5.0
 """How long a start waits for a place that is just being freed, if it can thaw there."""
 
@@ -64,10 +64,11 @@ class Hub(SharedService):
         self._records: dict[str, HostRecord] = {}
         self.tries = Tries()
         self._state: HubState | None = None
-        self._sweeps = task.LoopingCall(self._sweep_all)
         self._tends = task.LoopingCall(self._tend_all)
         self.standbys = Standbys(self)
         self.placing = Placing(self)
+        self.holds = Holds(self)
+        self.sweeping = Sweeping(self)
         self._looking = Looking(self)
         self._background: set[defer.Deferred[Any]] = set()
         self.driver: Any = None
@@ -84,11 +85,11 @@ class Hub(SharedService):
         return Health(self.master.reactor, self._try_again, self.wake, list(self._records.values()))
 
     def startService(self) -> Any:
-        """Begin to sweep every so often."""
-        for loop, every_s in ((self._sweeps, SWEEP_EVERY_S), (self._tends, TEND_EVERY_S)):
-            loop.clock = self.master.reactor
-            loop.start(every_s, now=False)
-        self._looking.begin()
+        """Begin to do what is done every so often."""
+        self._tends.clock = self.master.reactor
+        self._tends.start(TEND_EVERY_S, now=False)
+        for regular in (self.sweeping, self.holds, self._looking):
+            regular.begin()
         return super().startService()
 
     async def ready(self) -> None:
@@ -139,7 +140,7 @@ class Hub(SharedService):
             if folder is not None:
                 await self._use_folder(record, folder)
             if record.host.uri in new:
-                self.in_background(self._sweep(record), f"sweep {record.host.uri}")
+                self.sweeping.soon(record)
                 self._looking.look(record)
 
     async def _use_folder(self, record: HostRecord, folder: str) -> Storage:
@@ -152,12 +153,18 @@ class Hub(SharedService):
                 await self._state.remember(record.host.uri, folder)
         return storage
 
+    async def use_known_folders(self, record: HostRecord) -> None:
+        """Open the storage in each folder of a host in which we have ever had a directory."""
+        if self._state is not None:
+            for folder in self._state.folders(record.host.uri):
+                await self._use_folder(record, folder)
+
     async def storage(self, record: HostRecord, folder: str) -> Storage:
         """Return the storage in a folder; a new one is noted first, so that a later sweep finds it."""
         fresh = folder not in record.storages
         storage = await self._use_folder(record, folder)
         if fresh:
-            self.in_background(self._renew(record, storage), f"renew the lease in {storage.directory}")
+            self.in_background(self.sweeping.renew(storage), f"renew the lease in {storage.directory}")
         return storage
 
     async def with_image(self, record: HostRecord, spec: MachineSpec, say: Say = say_nothing) -> MachineSpec:
@@ -237,7 +244,9 @@ class Hub(SharedService):
 
         Raises:
             ForeignDomain: another worker's build has the domain.
+            HostFull: somebody holds a VM that the worker has to wait for.
         """
+        await self.holds.known(record, need)
         self.placing.withdraw(need)
         ready = await self.standbys.take(record, plan, say)
         if ready is not None:
@@ -285,6 +294,13 @@ class Hub(SharedService):
             self.wake()
             self.standbys.tend(record)
 
+    def ended(self, record: HostRecord, claim: Claim, machine: Machine, hold: Hold | None) -> None:
+        """Note what came of ending a machine: its place is free, unless somebody holds the VM."""
+        if hold is None:
+            self.end(record, claim)
+        else:
+            self.holds.keep(record, claim, machine, hold)
+
     def end_later(self, record: HostRecord, claim: Claim, machine: Machine, graceful_s: float = 0.0) -> None:
         """Go on ending a machine; its place stays taken until then.
 
@@ -297,14 +313,15 @@ class Hub(SharedService):
         claim.ending = True
 
         async def go_on() -> None:
+            hold = None
             try:
-                await machine.stop(graceful_s=graceful_s)
+                hold = await machine.stop(graceful_s=graceful_s)
             except LatentvirtError as error:
                 # The sweep after the host's return ends what is left: nobody claims it any more.
                 self.failed(record, error)
                 raise
             finally:
-                self.end(record, claim)
+                self.ended(record, claim, machine, hold)
 
         self.in_background(go_on(), f"end {machine.name} on {record.host.uri}")
 
@@ -334,39 +351,12 @@ class Hub(SharedService):
         record.resting = None
         self._looking.look(record)
         self.wake()
-        await self._sweep(record)
+        await self.sweeping.sweep(record)
         self.standbys.tend(record)
-
-    # Sweep
-
-    def _sweep_all(self) -> None:
-        for record in self._records.values():
-            if record.resting is None:
-                self.in_background(self._sweep(record), f"sweep {record.host.uri}")
 
     def _tend_all(self) -> None:
         for record in self._records.values():
             self.standbys.tend(record)
-
-    async def _sweep(self, record: HostRecord) -> None:
-        await self.ready()
-        if self._state is None or not self.running:
-            return
-        for folder in self._state.folders(record.host.uri):
-            await self._use_folder(record, folder)
-        swept = await sweep(record.host, self.owner, list(record.storages), self.is_living)
-        if swept:
-            logger.warning("%s: removed what was left there: %s", record.host.uri, swept)
-        for storage in list(record.storages.values()):
-            try:
-                await self._renew(record, storage)
-            except ImageError as error:
-                logger.warning("%s", error)
-        self.standbys.tend(record)
-
-    async def _renew(self, record: HostRecord, storage: Storage) -> None:
-        await storage.prepare()
-        await storage.renew_lease(int(time.time()) + LEASE_S)
 
     def in_background(self, doing: Coroutine[Any, Any, Any], what: str) -> None:
         """Do something that nobody waits for; what goes wrong is logged.
@@ -387,10 +377,10 @@ class Hub(SharedService):
     @defer.inlineCallbacks
     def stopService(self) -> Any:
         """Tidy up on every host that answers, and close the connections; the dead are not waited for."""
-        self._looking.end()
-        for loop in (self._sweeps, self._tends):
-            if loop.running:
-                loop.stop()
+        for regular in (self.sweeping, self.holds, self._looking):
+            regular.end()
+        if self._tends.running:
+            self._tends.stop()
         # First, so that a place that is freed now is given to nobody.
         yield super().stopService()
         yield defer.DeferredList(

@@ -89,7 +89,7 @@ class Placing:
         readiness_on = self._hub.standbys.readiness_of(need.spec)
         views = []
         for record in records:
-            why_not = record.why_not(need.worker, now)
+            why_not = record.why_not(need.worker, now) or self._hub.holds.why_not(need, record)
             readiness = readiness_on(record)
             used = record.used(now, need.worker)
             views.append(

@@ -15,7 +15,7 @@ from latentvirt.frozen import FrozenStore
 from latentvirt.host import Host
 from latentvirt.hosts import Hosts
 from latentvirt.master.room import Room
-from latentvirt.names import slot_of_number
+from latentvirt.names import Ownership, slot_of_number
 from latentvirt.placement import Amounts, total
 from latentvirt.storage import Storage
 
@@ -216,6 +216,17 @@ class HostRecord:
         """
         free = [slot for slot in self.free_slots(liked) if slot in liked]
         return self._claim(owner, (free or self.free_slots(()))[0], room)
+
+    def adopt(self, mark: Ownership, room: Amounts) -> Claim:
+        """Take the place of a VM that runs there since before this process.
+
+        Args:
+            mark: whose it is.
+            room: what it takes of the host.
+        """
+        claim = self._claim(mark.owner, mark.slot, room)
+        claim.starts.add(mark.start)
+        return claim
 
     def free_slots(self, also: Collection[str]) -> list[str]:
         """List the numbered slots that nobody has: the first of them, and which of these are free, too."""

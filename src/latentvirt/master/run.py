@@ -59,6 +59,8 @@ class Run:
         self._machine: Machine | None = None
         self._steps = steps
         self._began = began
+        self.holding: defer.Deferred[None] | None = None
+        """Fires when the VM is held for a build that failed on it, or could not be."""
         self._attached = False
         self._tier = ""
         # Builds whose worker's connection was lost, as long as nobody has said why.
@@ -127,6 +129,11 @@ class Run:
     # What Buildbot tells
 
     @property
+    def was_attached(self) -> bool:
+        """Whether builds can have run in the VM."""
+        return self._attached
+
+    @property
     def _took(self) -> float:
         return float(self._worker.master.reactor.seconds() - self._began)
 
@@ -145,6 +152,8 @@ class Run:
 
     async def ended(self) -> None:
         """The VM is about to be ended: say what has not been said."""
+        if self.holding is not None:
+            await self.holding
         unexplained = UNEXPLAINED
         if self._orphans:
             # libvirt tells of an end late if it was restarted meanwhile; asked, it knows at once.

@@ -231,11 +231,14 @@ class Standbys:
             return
         self._waiting.remove(waiting)
         waiting.claim.ending = True
+        machine, hold = waiting.machine, None
         try:
-            if waiting.machine is not None:
-                await waiting.machine.stop()
+            hold = await machine.stop() if machine is not None else None
         finally:
-            self._hub.end(waiting.record, waiting.claim)
+            if machine is not None:
+                self._hub.ended(waiting.record, waiting.claim, machine, hold)
+            else:
+                self._hub.end(waiting.record, waiting.claim)
 
     async def end_all(self, record: HostRecord) -> None:
         """End all standbys of a host: the master stops."""

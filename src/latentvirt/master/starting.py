@@ -37,6 +37,22 @@ ELSEWHERE = (ForeignDomain, HostFull, ImageError, Refused)
 """What need not be so on another host: it may have room, or the image."""
 
 
+def called_off(took: float, missing_timeout: float | None) -> StartCancelled:
+    """Say why a start came to nothing that does not end by itself.
+
+    Args:
+        took: seconds since it began.
+        missing_timeout: as Buildbot's argument.
+    """
+    if missing_timeout and took >= missing_timeout:
+        return StartCancelled(
+            f"the worker was not attached within missing_timeout={missing_timeout:g} s, and its VM does not "
+            "run yet",
+            remedy="look at the last line above: that is what it waits for",
+        )
+    return StartCancelled("the start was called off, and what it waits for takes its time to end")
+
+
 @attrs.define(eq=False)
 class Starting:
     """Start a VM for a build, or go on with one that stands by.
@@ -88,6 +104,8 @@ class Starting:
                 await self._start_on(record, need, began)
                 break
             except LatentvirtError as error:
+                if isinstance(error, HostFull):
+                    self.hub.holds.look_again(record)
                 if error.host in ("", record.host.uri):  # or it is the fault of the host that has the image
                     self.note_host(record, error)
                 if need.hosts.is_one or not (error.fault == "host" or isinstance(error, ELSEWHERE)):
@@ -159,6 +177,7 @@ class Starting:
             run.say("unproven: without a base_image, whether the disk is fresh is not ours to say")
         if spec.identity in ("auto", "static"):
             self.gate.open_for_static()
+            run.claim.password_of = self.worker.name if self.gate.static else ""
         try:
             if standby is None:
                 await run.machine.start()

@@ -9,13 +9,16 @@ from twisted.internet import defer
 from twisted.python.failure import Failure
 
 
-async def at_most(doing: defer.Deferred[Any], seconds: float, clock: Any) -> None:
+async def at_most(doing: defer.Deferred[Any], seconds: float, clock: Any) -> Any:
     """Wait for something at most so long; it goes on by itself when the time is up.
 
     Args:
         doing: what is waited for.
         seconds: how long.
         clock: IReactorTime.
+
+    Returns:
+        What came of it.
 
     Raises:
         TimeoutError: Twisted's, when the time is up.
@@ -29,7 +32,7 @@ async def at_most(doing: defer.Deferred[Any], seconds: float, clock: Any) -> Non
             waiting.callback(result)
 
     doing.addBoth(over)
-    await waiting
+    return await waiting
 
 
 async def unless(

@@ -30,13 +30,14 @@ from latentvirt.hostkeys import PrivateKey
 from latentvirt.master.arguments import Arguments, read_arguments
 from latentvirt.master.buildbots import check_timeouts, pb_port, split_arguments, unknown_arguments
 from latentvirt.master.checking import refuse_others_macs
+from latentvirt.master.holding import HoldsOnFailure
 from latentvirt.master.hub import Hub
 from latentvirt.master.password import PasswordGate
 from latentvirt.master.placing import Need
 from latentvirt.master.record import HostRecord
 from latentvirt.master.run import Run
 from latentvirt.master.stablekeys import stable_key
-from latentvirt.master.starting import Starting
+from latentvirt.master.starting import Starting, called_off
 from latentvirt.master.steplog import StepLog
 from latentvirt.master.waiting import at_most, unless
 from latentvirt.spec import MachineSpec
@@ -53,7 +54,7 @@ STOP_FAST_S = 2.0
 PREPARATION = "start VM"
 
 
-class LibVirtWorker(CompatibleLatentWorkerMixin, AbstractLatentWorker):
+class LibVirtWorker(HoldsOnFailure, CompatibleLatentWorkerMixin, AbstractLatentWorker):
     """Give every build a libvirt VM that nobody has used before; lives as long as its name is configured.
 
     Args:
@@ -79,6 +80,7 @@ class LibVirtWorker(CompatibleLatentWorkerMixin, AbstractLatentWorker):
         standby: whether a VM is to stand by while the worker is idle.
         graceful_shutdown: True, or seconds that a guest gets to power itself off.
         ssh_host_key: ``reported`` (the guest's own), or ``stable``: one for all of the worker's VMs.
+        hold_on_failure: for how long the VM of a failed build is kept (``'2h'``); None ends it as any other.
 
     All arguments of Buildbot's latent workers are taken as well. ``build_wait_timeout`` is 0 and
     ``max_builds`` 1 unless given: one VM, one build.
@@ -121,8 +123,9 @@ class LibVirtWorker(CompatibleLatentWorkerMixin, AbstractLatentWorker):
         ours, buildbots = split_arguments(kwargs)
         super().checkConfig(name, password, **buildbots)
         try:
-            check_timeouts(buildbots)
-            refuse_others_macs(name, read_arguments(password, **ours).macs)
+            arguments = read_arguments(password, **ours)
+            check_timeouts(buildbots, arguments.hold_on_failure_s)
+            refuse_others_macs(name, arguments.macs)
         except LatentvirtError as error:
             argument = "xml: " if isinstance(error, (BadXML, NotFresh)) else ""
             config.error(f"LibVirtWorker {name!r}: {argument}{error}")
@@ -252,15 +255,7 @@ class LibVirtWorker(CompatibleLatentWorkerMixin, AbstractLatentWorker):
         return True
 
     def _called_off(self) -> StartCancelled:
-        """Say why a start came to nothing that does not end by itself."""
-        took = self.master.reactor.seconds() - self._began
-        if self.missing_timeout and took >= self.missing_timeout:
-            return StartCancelled(
-                f"the worker was not attached within missing_timeout={self.missing_timeout:g} s, and its VM "
-                "does not run yet",
-                remedy="look at the last line above: that is what it waits for",
-            )
-        return StartCancelled("the start was called off, and what it waits for takes its time to end")
+        return called_off(self.master.reactor.seconds() - self._began, self.missing_timeout)
 
     def _starting(self, build: Any, steps: StepLog, cancel: defer.Deferred[None]) -> Starting:
         arguments, hub = self._parts()
@@ -285,6 +280,8 @@ class LibVirtWorker(CompatibleLatentWorkerMixin, AbstractLatentWorker):
 
     def _identify(self, use: NetworkUse, network_address: str | None) -> Identity:
         arguments, _ = self._parts()
+        if self._run is not None:
+            self._run.claim.password_of = ""  # what the guest is told in its place is good but once
         given, port = split_address(arguments.master_fqdn)
         host = master_host(
             use,
@@ -367,12 +364,12 @@ class LibVirtWorker(CompatibleLatentWorkerMixin, AbstractLatentWorker):
             return True
         stop = defer.ensureDeferred(run.machine.stop())
         try:
-            await at_most(stop, STOP_FAST_S, self.master.reactor)
+            hold = await at_most(stop, STOP_FAST_S, self.master.reactor)
         except (LatentvirtError, defer.TimeoutError) as error:
             log.msg(f"latentvirt: {self.name}: its VM is not gone yet: {error}; going on in the background")
             hub.end_later(run.record, run.claim, run.machine)
             return True
-        hub.end(run.record, run.claim)
+        hub.ended(run.record, run.claim, run.machine, hold)
         return True
 
     def insubstantiate(self, fast: bool = False, force_substantiation_build: Any = None) -> Any:

@@ -1,0 +1,112 @@
+"""`latentvirt vm hold` and `latentvirt vm release`: keep a VM beyond its build's end, and let go of it."""
+
+from __future__ import annotations
+
+import getpass
+import socket
+import time
+from collections.abc import Sequence
+
+import click
+
+from latentvirt.cli.asking import about_hosts, ask, finish
+from latentvirt.cli.finding import ENDS_WITH, STATES, Seen, find, only
+from latentvirt.config import Connection
+from latentvirt.errors import ConfigError, ForeignDomain, NotFound
+from latentvirt.hold import Hold, moment, read_duration, read_why
+from latentvirt.host import Condition, Driver, Host
+from latentvirt.names import Ownership
+
+
+def _ours(connection: Connection, seen: Seen) -> Ownership:
+    if seen.use.ownership is None:
+        raise ForeignDomain(
+            f"the VM {seen.use.name!r} is not latentvirt's: no build's end would end it",
+            host=connection.uri,
+            domain=seen.use.name,
+        )
+    return seen.use.ownership
+
+
+def _person() -> str:
+    return f"{getpass.getuser()}@{socket.gethostname()}"
+
+
+@click.command(short_help="Keep a VM when its build ends.", epilog=ENDS_WITH)
+@click.argument("name")
+@click.option(
+    "--for",
+    "duration",
+    metavar="DURATION",
+    default="2h",
+    show_default=True,
+    help="How long from now: a number with s, min, h or d; 7 days at most.",
+)
+@click.option("--why", metavar="TEXT", required=True, help="Why, for others who look at it.")
+@about_hosts
+@click.pass_obj
+def hold(
+    driver: Driver | None, connections: Sequence[Connection], name: str, duration: str, why: str
+) -> None:
+    """Keep the VM of the domain NAME when its build ends, so that somebody can look into it.
+
+    The master leaves it running, with its disk, and uses its place for no other build until it is released
+    or the time is up; its other places go on. Held again, the new time and reason are put in place of the
+    old ones. The time is that of this machine's clock.
+    """
+    seconds, reason = read_duration(duration, "--for"), read_why(why)
+
+    async def keep() -> tuple[str, Hold, Hold | None]:
+        connection, seen = await find(connections, name, driver)
+        owned, before = _ours(connection, seen), seen.hold
+        if before is None and seen.state == STATES[Condition.PAUSED]:
+            raise ConfigError(
+                f"the VM {name!r} is paused: it stands by for a build, or is just being started",
+                host=connection.uri,
+                domain=name,
+                remedy="hold it while its build runs",
+            )
+        wanted = Hold(
+            until=int(time.time()) + seconds,
+            by=_person(),
+            why=reason,
+            worker=before.worker if before is not None else "",
+        )
+
+        async def set_it(host: Host) -> None:
+            await host.set_hold(seen.use.uuid, wanted, only=owned)
+
+        only(await ask([connection], set_it, driver))
+        return connection.uri, wanted, before
+
+    uri, held, before = finish(connections, keep)
+    click.echo(f"{name} on {uri} is held until {moment(held.until)}")
+    if before is not None:
+        click.echo(f"it was {before}")
+
+
+@click.command(short_help="Let go of a VM that is held.", epilog=ENDS_WITH)
+@click.argument("name")
+@about_hosts
+@click.pass_obj
+def release(driver: Driver | None, connections: Sequence[Connection], name: str) -> None:
+    """Let go of the VM of the domain NAME, which is held.
+
+    If its build is over, its master ends it within moments and removes its files; a master that does not run
+    does so when it starts. Where none will, end it with `vm destroy` and remove its files with `sweep`.
+    """
+
+    async def let_go() -> tuple[str, Hold]:
+        connection, seen = await find(connections, name, driver)
+        owned, held = _ours(connection, seen), seen.hold
+        if held is None:
+            raise NotFound(f"the VM {name!r} is not held", host=connection.uri, domain=name)
+
+        async def take_it_away(host: Host) -> None:
+            await host.set_hold(seen.use.uuid, None, only=owned)
+
+        only(await ask([connection], take_it_away, driver))
+        return connection.uri, held
+
+    uri, held = finish(connections, let_go)
+    click.echo(f"{name} on {uri} is released; it was {held}")
