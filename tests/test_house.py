@@ -36,6 +36,7 @@ FLOORS = (
     {"aliases", "devices", "hosts"},
     {"config"},
     {"hold", "labels"},
+    {"amounts"},
     {"errors", "flights", "hostkeys", "picture", "showing", "_version"},
 )
 FRONT_DOOR = "latentvirt"

@@ -9,60 +9,16 @@ from urllib.parse import urlsplit
 
 import attrs
 
+from latentvirt.amounts import BYTES_PER_MIB as BYTES_PER_MIB
+from latentvirt.amounts import MIB_PER_UNIT as MIB_PER_UNIT
+from latentvirt.amounts import MORE_THAN_ANY_AMOUNT as MORE_THAN_ANY_AMOUNT
+from latentvirt.amounts import mebibytes as mebibytes
 from latentvirt.errors import ConfigError
 from latentvirt.labels import Labels, is_text, read_labels
 from latentvirt.showing import shown
 
-MIB_PER_UNIT = {
-    "": 1,
-    "MIB": 1,
-    "MB": 1,
-    "M": 1,
-    "GIB": 1024,
-    "GB": 1024,
-    "G": 1024,
-    "TIB": 1024 * 1024,
-    "TB": 1024 * 1024,
-    "T": 1024 * 1024,
-}
-"""What one of each unit is in MiB; like libvirt's tools and QEMU's, a "GB" here is 1024 MiB."""
-
-BYTES_PER_MIB = 1024 * 1024
-
-MORE_THAN_ANY_AMOUNT = 10**15
-"""The first plain number that is not read as MiB."""
-
 DEFAULT_FROZEN_SPACE = "20 GiB"
 DEFAULT_IMAGES = "/var/lib/libvirt/images"
-
-# No more digits than a float keeps apart; nobody has so much.
-_AMOUNT = re.compile(r"\s*(\d{1,15}(?:\.\d{1,15})?)\s*([A-Za-z]*)\s*")
-
-
-def mebibytes(value: int | str, what: str) -> int:
-    """Read an amount of memory or disk.
-
-    Args:
-        value: a plain number of MiB, or a string with a unit: ``'4 GiB'``, ``'512M'``.
-        what: name of the argument, for the message.
-
-    Returns:
-        The amount in MiB, rounded up.
-
-    Raises:
-        ConfigError: it is not a positive amount in a unit known here.
-    """
-    # A whole number can be so large that Python would refuse to write it.
-    wrong = isinstance(value, bool) or (isinstance(value, int) and not 0 < value < MORE_THAN_ANY_AMOUNT)
-    found = None if wrong else _AMOUNT.fullmatch(str(value))
-    unit = MIB_PER_UNIT.get(found.group(2).upper()) if found else None
-    amount = -(-float(found.group(1)) * unit // 1) if found and unit else 0
-    if amount <= 0:
-        raise ConfigError(
-            f"{what}={shown(value)} is not an amount",
-            remedy="write a number of MiB, or a number with MiB, GiB or TiB, as in '4 GiB'",
-        )
-    return int(amount)
 
 
 def _memory(value: int | str) -> int:
@@ -333,28 +289,49 @@ IMAGE_CHECKS = ("sent", "read-back")
 class Image:
     """Name an image that is copied to the hosts that need it; what is wrong with it is told by `check`.
 
+    It is a file, or one of the built images on the master's machine, by its name or its distribution.
+
     Args:
-        path: absolute path of the file.
+        path: absolute path of the file; empty for an image that has a name.
         at: the host where it lies; None for the master's own machine.
         format: ``'qcow2'`` or ``'raw'``; None reads it from the file.
         verify: what is compared with the image's digest before a copy is used: ``'sent'``, the bytes that
             were sent, or ``'read-back'``, also those that the host gives back.
+        name: of a built image: ``'debian-12'``, ``'bookworm'``.
+        os_type: its distribution, instead of the name: ``'debian'``.
+        os_version: and the version of that: ``'12'``, or a codename.
+        arch: its architecture; None for that of the host.
     """
 
-    path: str
+    path: str = ""
     at: Connection | None = attrs.field(default=None, kw_only=True)
     format: str | None = attrs.field(default=None, kw_only=True)
     verify: str = attrs.field(default="sent", kw_only=True)
+    name: Any = attrs.field(default=None, kw_only=True)
+    os_type: Any = attrs.field(default=None, kw_only=True)
+    os_version: Any = attrs.field(default=None, kw_only=True)
+    arch: Any = attrs.field(default=None, kw_only=True)
+
+    @property
+    def called(self) -> str:
+        """The name by which it is looked up; empty for a file."""
+        if self.path:
+            return ""
+        if self.name is not None:
+            return str(self.name)
+        return f"{self.os_type}-{self.os_version}" if self.os_type is not None else ""
 
     def check(self) -> None:
-        """Check it as far as that goes without looking at the file.
+        """Check it as far as that goes without looking at the file, or for the name.
 
         Raises:
             ConfigError: an argument cannot be right.
         """
         path: object = self.path
         at: object = self.at
-        if not isinstance(path, str) or not path.startswith("/") or path.endswith("/"):
+        if any(part is not None for part in (self.name, self.os_type, self.os_version, self.arch)):
+            self._check_name()
+        elif not isinstance(path, str) or not path.startswith("/") or path.endswith("/"):
             raise ConfigError(
                 f"Image({path!r}) is not the absolute path of a file",
                 remedy="write one such as Image('/srv/images/debian.qcow2')",
@@ -376,5 +353,30 @@ class Image:
                 f"Image({path!r}, verify={self.verify!r}) is no check", remedy="write 'sent' or 'read-back'"
             )
 
+    def _check_name(self) -> None:
+        by_name, by_distribution = (
+            self.name is not None,
+            (self.os_type is not None, self.os_version is not None),
+        )
+        if (self.path, self.at, self.format) != ("", None, None):
+            raise ConfigError(
+                f"Image({self.path!r}, name or os_type=...) is said to be two things",
+                remedy="an image with a name is the master's own, and has no path, at and format",
+            )
+        if by_distribution != (not by_name, not by_name):
+            raise ConfigError(
+                f"Image(name={shown(self.name)}, os_type={shown(self.os_type)}, "
+                f"os_version={shown(self.os_version)}) names no image",
+                remedy="write name='debian-12', or os_type='debian' and os_version='12' together",
+            )
+        for what in ("name", "os_type", "os_version", "arch"):
+            value = getattr(self, what)
+            if value is not None and not is_text(value):
+                raise ConfigError(
+                    f"Image({what}={shown(value)}) is no text", remedy="write it in quotes: os_version='12'"
+                )
+
     def __str__(self) -> str:
+        if self.called:
+            return self.called if self.arch is None else f"{self.called} for {self.arch}"
         return self.path if self.at is None else f"{self.path} at {self.at.uri}"

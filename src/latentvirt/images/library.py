@@ -12,9 +12,11 @@ from latentvirt.config import Connection, Image
 from latentvirt.errors import HostUnreachable, NotFound
 from latentvirt.flights import Flights, Say, say_nothing
 from latentvirt.host import Host
+from latentvirt.images.named import resolved
 from latentvirt.images.reading import Changed, Identity
 from latentvirt.images.shelf import open_shelf
 from latentvirt.images.source import FileSource, Source, Sources
+from latentvirt.images.threads import in_thread
 from latentvirt.images.transfer import Found, Place, Transfer
 
 COPIES_AT_A_TIME = 4
@@ -70,10 +72,14 @@ class Library:
 
         Raises:
             ConfigError: the image's arguments cannot be right.
-            ImageError: it is not there, cannot be copied, or there is no room for it.
+            ImageError: it is not there, was not built yet, cannot be copied, or there is no room for it.
             HostError: one of the hosts failed.
         """
         image.check()
+        if image.called:
+            arch = (await host.capabilities()).arch
+            named = image
+            image = await in_thread(self._reactor, lambda _: resolved(named, arch))
         if image.at is not None and image.at.uri == host.uri:
             return image.path
         place = self._place(host, folder)

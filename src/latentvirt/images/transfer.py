@@ -142,7 +142,7 @@ class Transfer:
 
     @property
     def _doing(self) -> str:
-        return f"copying {posixpath.basename(self.image.path)} to {self.place.uri}"
+        return f"copying {self.image.name or posixpath.basename(self.image.path)} to {self.place.uri}"
 
     # Looking
 

@@ -16,6 +16,7 @@ from latentvirt.devices import USER_NETWORK, Nic, read_disks, read_nic, read_nic
 from latentvirt.errors import ConfigError
 from latentvirt.hold import read_duration
 from latentvirt.hosts import Hosts
+from latentvirt.master.baseimages import archs_of, read_image, written_image
 from latentvirt.master.checking import check_spec, known_macs
 from latentvirt.master.depending import depends, known_part
 from latentvirt.master.placing import Need
@@ -38,7 +39,7 @@ class Arguments:
     Args:
         hosts: those that its VMs may run on.
         hd_image: path, or a renderable of one.
-        base_image: path or `Image`, or a renderable of one.
+        base_image: path, name or `Image`, or a renderable of one.
         base_format: format of the base image; None asks the host.
         xml: domain XML, or a renderable of it.
         size: `Size`, a mapping of its arguments, or a renderable of either.
@@ -84,7 +85,7 @@ class Arguments:
         """What depends on a build's properties, in the order that `spec` takes."""
         size = attrs.asdict(self.size) if isinstance(self.size, Size) else self.size
         disks, networks = written(self.disks), written(self.networks)
-        return (self.hd_image, self.base_image, self.xml, size, self.requires, disks, networks)
+        return (self.hd_image, written_image(self.base_image), self.xml, size, self.requires, disks, networks)
 
     @property
     def macs(self) -> frozenset[str]:
@@ -97,6 +98,8 @@ class Arguments:
         images = (self.hd_image, self.base_image)
         if any(IRenderable.providedBy(image) or isinstance(image, Image) for image in images):
             return None
+        if self.base_image and "/" not in self.base_image:
+            return None  # a name
         return image_folder(*images)
 
     def static_need(self, worker: str) -> Need | None:
@@ -129,7 +132,7 @@ class Arguments:
             memory=flavor.memory,
             vcpus=flavor.vcpus,
             disk=(flavor.disk or 0) + sum(disk.mib for disk in spec.disks),
-            arch=required.arch,
+            arch=required.arch or archs_of(spec.image),
             labels=host_labels(required, flavor),
         )
         return Need(worker=worker, hosts=self.hosts, wish=wish, spec=spec, builder=builder)
@@ -149,15 +152,14 @@ class Arguments:
         Raises:
             ConfigError: a value that was rendered cannot be right.
         """
+        base_image = read_image(base_image)
         image = base_image if isinstance(base_image, Image) else None
-        if image is not None:
-            image.check()
         path = base_image if image is None else None
         for what, value in (("hd_image", hd_image), ("base_image", path), ("xml", xml)):
             _check_text(what, value)
         for what, given, value in (
             ("hd_image", self.hd_image, hd_image),
-            ("base_image", self.base_image, base_image),
+            ("base_image", written_image(self.base_image), base_image),
             ("xml", self.xml, xml),
         ):
             if given is not None and not value and not (worker == UNKNOWN and depends(given)):

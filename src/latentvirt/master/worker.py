@@ -62,7 +62,7 @@ class LibVirtWorker(HoldsOnFailure, CompatibleLatentWorkerMixin, AbstractLatentW
         password: what an image without the guest helper logs in with; a string, a Secret, or None.
         connection: a `Connection`, a URI, or several `Hosts`.
         hd_image: path on the host of the disk image that each build gets anew.
-        base_image: path on the host of the read-only image that it gets, or an `Image` to be copied there.
+        base_image: path on the host of the read-only image that it gets, or an `Image` or its name.
         xml: the domain's XML, if it is not predefined.
         uri: as ``connection``.
         masterFQDN: where guests find the master, ``host`` or ``host:port``.
