@@ -16,7 +16,7 @@ from latentvirt.devices import USER_NETWORK, Nic, read_disks, read_nic, read_nic
 from latentvirt.errors import ConfigError
 from latentvirt.hold import read_duration
 from latentvirt.hosts import Hosts
-from latentvirt.master.baseimages import archs_of, read_image, written_image
+from latentvirt.master.baseimages import archs_of, by_name, read_image, written_image
 from latentvirt.master.checking import check_spec, known_macs
 from latentvirt.master.depending import depends, known_part
 from latentvirt.master.placing import Need
@@ -98,8 +98,6 @@ class Arguments:
         images = (self.hd_image, self.base_image)
         if any(IRenderable.providedBy(image) or isinstance(image, Image) for image in images):
             return None
-        if self.base_image and "/" not in self.base_image:
-            return None  # a name
         return image_folder(*images)
 
     def static_need(self, worker: str) -> Need | None:
@@ -335,7 +333,7 @@ def read_arguments(
     arguments = Arguments(
         hosts=read_hosts(connection, uri),
         hd_image=hd_image,
-        base_image=base_image,
+        base_image=by_name(base_image),
         base_format=base_format,
         xml=xml,
         size=size,

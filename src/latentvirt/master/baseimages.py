@@ -17,6 +17,11 @@ from latentvirt.showing import shown
 _NAMING = ("name", "os_type", "os_version", "arch")
 
 
+def by_name(given: Any) -> Any:
+    """Return what was given as base image, or an `Image` if that is a name: a text without a slash."""
+    return Image(name=given) if isinstance(given, str) and given and "/" not in given else given
+
+
 def written_image(given: Any) -> Any:
     """Return a base image as it can be rendered: what an `Image` is made of, if that depends on a build."""
     if isinstance(given, Image) and any(depends(getattr(given, part)) for part in _NAMING):
@@ -25,12 +30,12 @@ def written_image(given: Any) -> Any:
 
 
 def read_image(rendered: Any) -> Any:
-    """Make an `Image` of what was rendered if it is one: what it is made of, or a name, which has no slash.
+    """Make an `Image` of what was rendered if it is one, what one is made of, or a name.
 
     Raises:
         ConfigError: it cannot be right, or nobody knows it.
     """
-    image = rendered
+    image = by_name(rendered)
     if isinstance(rendered, Mapping):
         try:
             image = Image(**rendered)
@@ -39,8 +44,6 @@ def read_image(rendered: Any) -> Any:
                 f"base_image={shown(dict(rendered))} is no image",
                 remedy="write a path, a name, or Image(...)",
             ) from error
-    elif isinstance(rendered, str) and rendered and "/" not in rendered:
-        image = Image(name=rendered)
     if isinstance(image, Image):
         image.check()
         if image.called:
