@@ -27,6 +27,15 @@ BUSYBOX_INIT = Path(__file__).resolve().parent / "busybox-init.sh"
 
 DEBIAN_OPTIONS = ("--release", "bookworm", "--size", "2G")
 ROOT = "root=LABEL=latentvirt-root rootfstype=ext4 rw console=ttyS0 init_on_free=1 cryptomgr.notests"
+CLOUD_CONFIGURE = Path(__file__).resolve().parent / "cloud-configure.sh"
+CLOUD_PACKAGES = (
+    "cloud-init",
+    "cloud-guest-utils",
+    "dbus",
+    "gpg",
+    "netplan.io",
+    "openssh-server",
+)
 KERNEL_PACKAGE = "linux-image-cloud-amd64"
 BUSYBOX_PACKAGE = "busybox-static"
 BUSYBOX_MODULES = ("virtio_pci", "virtio_blk", "virtio_net", "virtio_console", "virtio_rng", "pvpanic_pci")
@@ -134,6 +143,30 @@ def ssh_image() -> tuple[DebianGuest, Path]:
     folder = cached("ssh", [file.read_bytes() for file in files], build)
     direct = busybox_guest()
     return DebianGuest(folder / "debian.qcow2", direct.kernel, direct.initrd), folder / "key"
+
+
+def cloud_image() -> Path:
+    """Return a Debian like those that distributions publish, building it (a minute) if its inputs changed.
+
+    It is a qcow2 image that has cloud-init, which waits to be told what to do, and buildbot-worker, but
+    nothing of latentvirt's.
+    """
+    early = sorted(CONTRIB.glob("image/initramfs*"))
+    inputs = [file.read_bytes() for file in (VMBUILDER, CLOUD_CONFIGURE, *early)]
+
+    def build(folder: Path) -> None:
+        builder = runpy.run_path(str(VMBUILDER))
+        builder["FILES"].clear()
+        builder["FILES"]["/tmp/latentvirt-configure"] = CLOUD_CONFIGURE
+        output = folder / "cloud.qcow2"
+        packages = [word for package in CLOUD_PACKAGES for word in ("--package", package)]
+        if builder["main"]([*DEBIAN_OPTIONS, *packages, "--output", str(output)]):
+            raise RuntimeError("vmbuilder failed")
+        for file in folder.iterdir():
+            file.chmod(0o444)
+
+    words = " ".join((*DEBIAN_OPTIONS, *CLOUD_PACKAGES)).encode()
+    return cached("cloud", [*inputs, words], build) / "cloud.qcow2"
 
 
 def busybox_guest() -> BusyBoxGuest:

@@ -27,6 +27,7 @@ FLOORS = (
     {"frozen"},
     {"planning"},
     {"abandoned", "describing", "sweep"},
+    {"building"},
     {"images"},
     {"sparing", "storage"},
     {"host"},

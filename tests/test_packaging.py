@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).resolve().parent.parent
-PARTS = ("src", "setup.cfg", "pyproject.toml", "README.md", "LICENSE")
+PARTS = ("src", "contrib/libvirt/guest", "setup.cfg", "pyproject.toml", "README.md", "LICENSE")
 """What the wheel is made of; a copy of it, since setuptools writes into its folder."""
 
 USE = """
@@ -39,7 +39,7 @@ def wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
     for part in PARTS:
         if (ROOT / part).is_dir():
             ignored = shutil.ignore_patterns("__pycache__", "*.egg-info")
-            shutil.copytree(ROOT / part, source / part, ignore=ignored)
+            shutil.copytree(ROOT / part, source / part, ignore=ignored, symlinks=True)
         elif (ROOT / part).exists():
             shutil.copy(ROOT / part, source / part)
     pip(sys.executable, "wheel", "--no-deps", "--wheel-dir", str(folder), str(source))
@@ -58,14 +58,24 @@ def test_wheel_has_the_package_and_nothing_else(wheel: Path) -> None:
     """The wheel brings the package with its type information and licence, and no tests."""
     with zipfile.ZipFile(wheel) as archive:
         names = archive.namelist()
+    package = ROOT / "src" / "latentvirt"
     source = {
         str(file.relative_to(ROOT / "src"))
-        for file in (ROOT / "src" / "latentvirt").rglob("*")
-        if file.suffix in (".py", ".toml") or file.name == "py.typed"
+        for file in package.rglob("*")
+        if file.suffix in (".py", ".toml")
+        or file.name == "py.typed"
+        or file.parent == package / "building" / "guest"
     }
     information = [name for name in names if ".dist-info/" in name]
     assert set(names) - set(information) == source
     assert any(name.endswith("LICENSE") for name in information)
+
+
+def test_the_wheel_has_the_guest_helper(wheel: Path) -> None:
+    """`latentvirt image build` finds what it puts into images where only the wheel is installed."""
+    helper = ROOT / "contrib" / "libvirt" / "guest" / "latentvirt_guest.py"
+    with zipfile.ZipFile(wheel) as archive:
+        assert archive.read("latentvirt/building/guest/helper") == helper.read_bytes()
 
 
 @pytest.mark.timeout(600)

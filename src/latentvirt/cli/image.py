@@ -11,6 +11,7 @@ FURTHER = {
     "list": "latentvirt.cli.image_list",
     "pull": "latentvirt.cli.image_pull",
     "remove": "latentvirt.cli.image_remove",
+    "build": "latentvirt.cli.image_build",
 }
 """The commands, under their names in modules of their own."""
 

@@ -25,6 +25,7 @@ from latentvirt.domainxml.problems import Problem, refuse
 from latentvirt.domainxml.prove import prove
 from latentvirt.domainxml.reaching import Forward, can_be_reached, forward_to, has_screen
 from latentvirt.domainxml.rewrite import Layer, Overlay, OwnCards, files_of_disks, rewrite
+from latentvirt.domainxml.seeding import with_seed
 
 __all__ = [
     "DiskSource",
@@ -65,5 +66,6 @@ __all__ = [
     "uses_vars",
     "vcpus_of",
     "with_devices",
+    "with_seed",
     "writable_disks",
 ]

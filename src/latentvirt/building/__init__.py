@@ -1,0 +1,6 @@
+"""Base images made of stock images: by one boot, in which cloud-init installs what a worker needs."""
+
+from latentvirt.building.boot import Listener
+from latentvirt.building.builder import Order, build, name_of_file
+
+__all__ = ["Listener", "Order", "build", "name_of_file"]

@@ -1,0 +1,90 @@
+"""What the guest of a build is told by its seed: cloud-init's configuration, ours with the person's in it."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from latentvirt.errors import ConfigError
+from latentvirt.images.cloudconfig import merged
+from latentvirt.images.nocloud import Seed
+
+BUILD_PORT = "org.latentvirt.build.0"
+"""The virtio-serial port on which the guest says how far it is."""
+
+GUEST_FILES = Path(__file__).resolve().parent / "guest"
+GUEST_FOLDER = "/var/lib/latentvirt-build"
+
+PLACES = {
+    "helper": ("/usr/lib/latentvirt/latentvirt_guest.py", "0755"),
+    "helper.service": ("/etc/systemd/system/latentvirt-guest.service", "0644"),
+    "build": (f"{GUEST_FOLDER}/build", "0755"),
+    "build.service": ("/etc/systemd/system/latentvirt-build.service", "0644"),
+}
+"""Where each of our files goes in the guest, and its mode."""
+
+KEEP_MARK = "@KEEP@"
+
+OURS_ALONE = {
+    "power_state": "the image is shut down when it is done; a restart before that breaks it off",
+}
+"""Keys that a person cannot say, and why."""
+
+
+def recipe(
+    *,
+    instance: str,
+    keep_on_failure: bool = False,
+    user_data: Mapping[str, Any] | None = None,
+    meta_data: Mapping[str, Any] | None = None,
+) -> Seed:
+    """Say what the guest of a build is told.
+
+    Args:
+        instance: an id that no other boot of that image has had.
+        keep_on_failure: whether the guest goes on running when it fails, to be looked at.
+        user_data: what the person adds.
+        meta_data: likewise.
+
+    Raises:
+        ConfigError: the person's part does not fit ours.
+    """
+    user_data = user_data or {}
+    for key, why in OURS_ALONE.items():
+        if user_data.get(key) is not None:
+            raise ConfigError(f"{key} cannot be in the user-data of a build: {why}", remedy="leave it out")
+    return Seed(
+        meta_data=merged(
+            {"instance-id": instance, "local-hostname": "latentvirt-build"}, meta_data or {}, "the meta-data"
+        ),
+        user_data=merged(_user_data(keep_on_failure), user_data, "the user-data"),
+    )
+
+
+def _user_data(keep_on_failure: bool) -> dict[str, Any]:
+    began = f"[ ! -e /dev/virtio-ports/{BUILD_PORT} ] || echo step cloud-init has begun"
+    return {
+        "bootcmd": [["sh", "-c", f"{began} >/dev/virtio-ports/{BUILD_PORT}"]],
+        # The host keys of a build are not those of the VMs made from it, so the quickest will do.
+        "ssh_genkeytypes": ["ed25519"],
+        # Else cloud-init sets one that the image may not have, and that would be a failure.
+        "locale": False,
+        "write_files": [
+            {"path": path, "permissions": mode, "content": _content(name, keep_on_failure)}
+            for name, (path, mode) in PLACES.items()
+        ],
+        "runcmd": [
+            ["systemctl", "daemon-reload"],
+            # Also after a restart, which cloud-init makes where packages ask for one.
+            ["systemctl", "enable", "latentvirt-build.service"],
+            ["systemctl", "start", "--no-block", "latentvirt-build.service"],
+            "set -e",
+            ["sh", f"{GUEST_FOLDER}/build", "prepare"],
+        ],
+    }
+
+
+def _content(name: str, keep_on_failure: bool) -> str:
+    text = (GUEST_FILES / name).read_text(encoding="utf-8")
+    return text.replace(KEEP_MARK, "keep" if keep_on_failure else "end")

@@ -1,0 +1,110 @@
+"""From a cloud image, as distributions publish them, to builds on it: for real, with cloud-init and QEMU."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+import scenes
+from guests import cloud_image
+from latentvirt.images.store import ROOT_VARIABLE, Entry, ImageStore
+from masters import SUCCESS
+from scenes import Fingerprint, Stage, running
+
+pytestmark = [pytest.mark.libvirt, pytest.mark.guest, pytest.mark.timeout(1500)]
+
+BUILD_MINUTES = 20
+COMMAND = "from latentvirt.cli import main; main()"
+
+USER_DATA = """#cloud-config
+write_files:
+  - path: /etc/made-by-a-person
+    content: yes
+runcmd:
+  - [touch, /home/buildbot/ready]
+"""
+
+LOOK = (
+    "test -e $HOME/ready && test -e /etc/made-by-a-person",
+    "test ! -e /var/lib/latentvirt-build && test ! -e /etc/systemd/system/latentvirt-build.service",
+    "test -e /etc/cloud/cloud-init.disabled && test ! -e /run/cloud-init/result.json",
+    "test $(stat -c %U $HOME) = buildbot",
+    # An id and a key of this VM's own: the image has none.
+    "test -s /etc/machine-id",
+    "for i in $(seq 60); do [ -s /etc/ssh/ssh_host_ed25519_key.pub ] && exit; sleep 1; done; exit 1",
+)
+
+
+@pytest.fixture
+def stage() -> Iterator[Stage]:
+    """A host of the test's own, whose QEMU has a user of its own."""
+    with scenes.stage(user="libvirt-qemu", blank=True) as stage:
+        yield stage
+
+
+def put_stock(stage: Stage) -> tuple[ImageStore, Entry]:
+    """Put the cloud image into a store that the host's QEMU can reach."""
+    store = ImageStore(stage.images / "store")
+    copy = store.scratch() / "copy"
+    shutil.copyfile(cloud_image(), copy)
+    entry = store.publish(
+        copy, name="debian-12", arch="x86_64", kind="stock", format="qcow2", source={"url": "this test"}
+    )
+    return store, entry
+
+
+def image_build(stage: Stage, store: ImageStore, *arguments: str) -> subprocess.CompletedProcess[str]:
+    """Call the command, as a person does."""
+    command = ["image", "build", "debian-12", "-c", stage.libvirtd.uri, "--memory", "768", "--vcpus", "1"]
+    return subprocess.run(
+        [sys.executable, "-c", COMMAND, *command, "--timeout", str(BUILD_MINUTES), *arguments],
+        env={**os.environ, ROOT_VARIABLE: str(store.root)},
+        capture_output=True,
+        text=True,
+    )
+
+
+def test_a_cloud_image_is_built_and_workers_attach_from_it(stage: Stage, tmp_path: Path) -> None:
+    """One command makes a base image of a stock one, without a network, and a build finds it clean."""
+    store, stock = put_stock(stage)
+    before = Fingerprint.of(store.path_of(stock))
+    (tmp_path / "user-data").write_text(USER_DATA)
+    told = image_build(stage, store, "--user-data", str(tmp_path / "user-data"))
+    assert told.returncode == 0, told.stderr
+    assert "installing the guest helper" in told.stderr
+    built = store.find("debian-12", "x86_64", "built")
+    assert built is not None
+    assert built.source["facts"]["worker"] == "was there"
+    assert Fingerprint.of(store.path_of(stock)) == before
+    assert list(store.scratch().iterdir()) == []
+    assert stage.domains() == []
+    config = f"""
+    from latentvirt import Image
+    c['workers'].append(LibVirtWorker(
+        'minion1', None, {stage.libvirtd.uri!r}, base_image=Image({str(store.path_of(built))!r}),
+        images={str(stage.images)!r}, size=Size(memory=600), start='boot'))
+    builder('b', ['minion1'], *{LOOK!r})
+    """
+    with running(tmp_path / "master", config) as master:
+        build = master.finished(master.force("b"), 600)
+        assert build["results"] == SUCCESS, master.text(build, "start VM", "progress") + master.log()[-3000:]
+        stage.assert_nothing_left()
+
+
+def test_a_command_that_fails_in_the_guest_fails_the_build(stage: Stage, tmp_path: Path) -> None:
+    """Where a person's own command fails, its output is shown, and nothing is published."""
+    store, _ = put_stock(stage)
+    (tmp_path / "user-data").write_text("#cloud-config\nruncmd:\n  - ls /no/such/thing\n  - true\n")
+    told = image_build(stage, store, "--user-data", str(tmp_path / "user-data"))
+    assert told.returncode == 1
+    assert "cannot access '/no/such/thing'" in told.stderr
+    assert "the guest failed: cloud-init says:" in told.stderr
+    assert store.find("debian-12", "x86_64", "built") is None
+    assert list(store.scratch().iterdir()) == []
+    assert stage.domains() == []
