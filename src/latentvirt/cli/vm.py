@@ -59,9 +59,9 @@ def _as_json(uri: str, seen: Seen) -> dict[str, Any]:
     }
 
 
-def _held(row: dict[str, Any]) -> str | None:
+def _held(row: dict[str, Any]) -> str:
     held = row["held"]
-    return None if held is None else f"until {held['until']} by {held['by']}: {held['why']}"
+    return f"until {held['until']} by {held['by']}: {held['why']}"
 
 
 @vm.command("list", short_help="List VMs.", epilog=EXIT_STATUS)
@@ -82,7 +82,7 @@ def list_(driver: Driver | None, connections: Sequence[Connection], everyones: b
         tell_json(rows)
     else:
         tell_table(
-            ("HOST", "NAME", "STATE", "MEMORY", "VCPUS", "OWNER", "SLOT", "START", "HELD"),
+            ("HOST", "NAME", "STATE", "MEMORY", "VCPUS", "OWNER", "SLOT", "START"),
             [
                 (
                     row["host"],
@@ -93,11 +93,13 @@ def list_(driver: Driver | None, connections: Sequence[Connection], everyones: b
                     row["owner"],
                     row["slot"],
                     row["start"],
-                    _held(row),
                 )
                 for row in rows
             ],
         )
+        for row in rows:
+            if row["held"] is not None:
+                click.echo(f"{row['name']} on {row['host']} is held {_held(row)}")
     sys.exit(int(tell_errors(answers)))
 
 
