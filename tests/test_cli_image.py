@@ -158,7 +158,7 @@ def test_list_available_shows_what_can_be_had(store: ImageStore) -> None:
     pull("lab-1")
     lines = run("list", "--available").stdout.splitlines()
     rows = {line.split()[0]: line.split()[1:] for line in lines[1:]}
-    assert rows["lab-1"] == ["first", "aarch64,", "x86_64", "x86_64", "127.0.0.1"]
+    assert rows["lab-1"] == ["first", "aarch64,", "x86_64", "x86_64"]
     assert rows["debian-12"][0] == "bookworm"
     listed = {
         (one["name"], one["arch"]): one for one in json.loads(run("list", "--available", "--json").stdout)
@@ -281,7 +281,6 @@ def test_the_transcript_is_what_the_commands_say(
     for here, there in (
         (str(store.root), "/var/lib/latentvirt/images"),
         (catalogue_module.SYSTEM_CATALOGUE, "/etc/latentvirt/images.toml"),
-        ("127.0.0.1", "cloud.debian.org"),
     ):
         said = said.replace(here, there)
     said = re.sub(r"[0-9a-f]{64}", "DIGEST", said)

@@ -124,12 +124,13 @@ class _Handler(BaseHTTPRequestHandler):
             headers["Last-Modified"] = file.modified
         wanted, condition = self.headers.get("Range"), self.headers.get("If-Range")
         if wanted and vendor.ranges and condition in (None, file.etag, file.modified):
-            at = int(wanted.removeprefix("bytes=").removesuffix("-"))
+            first, _, last = wanted.removeprefix("bytes=").partition("-")
+            at, end = int(first), int(last or len(data) - 1) + 1
             if at >= len(data):
                 self._answer(416, {"Content-Range": f"bytes */{len(data)}"})
                 return
-            headers["Content-Range"] = f"bytes {at}-{len(data) - 1}/{len(data)}"
-            data, status = data[at:], 206
+            headers["Content-Range"] = f"bytes {at}-{end - 1}/{len(data)}"
+            data, status = data[at:end], 206
         kind, most = trouble or ("whole", len(data))
         self._answer(status, headers | {"Content-Length": str(len(data))})
         sent = 0

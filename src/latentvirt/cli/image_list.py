@@ -5,7 +5,6 @@ from __future__ import annotations
 import sys
 import time
 from typing import Any
-from urllib.parse import urlsplit
 
 import attrs
 import click
@@ -63,14 +62,13 @@ def _tell_available(store: ImageStore, as_json: bool) -> None:
         )
         return
     tell_table(
-        ("NAME", "ALSO", "ARCH", "HERE", "FROM"),
+        ("NAME", "ALSO", "ARCH", "HERE"),
         [
             (
                 name,
                 ", ".join(ours[0].codenames),
                 ", ".join(item.arch for item in ours),
                 ", ".join(item.arch for item in ours if (name, item.arch) in here),
-                urlsplit(ours[0].origin).hostname or ours[0].origin,
             )
             for name in dict.fromkeys(item.name for item in items)
             if (ours := [item for item in items if item.name == name])
