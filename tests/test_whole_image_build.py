@@ -25,7 +25,7 @@ COMMAND = "from latentvirt.cli import main; main()"
 USER_DATA = """#cloud-config
 write_files:
   - path: /etc/made-by-a-person
-    content: yes
+    content: made
 runcmd:
   - [touch, /home/buildbot/ready]
 """
