@@ -30,7 +30,7 @@ from reactorthread import run, start
 from scenes import fast_domain
 from test_machine import Ear
 
-pytestmark = [pytest.mark.libvirt, pytest.mark.guest, pytest.mark.timeout(900)]
+pytestmark = [pytest.mark.libvirt, pytest.mark.guest, pytest.mark.soak, pytest.mark.timeout(900)]
 
 NAME = "rebuilt"
 SPACE = 4 << 30

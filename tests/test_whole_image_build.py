@@ -17,7 +17,7 @@ from latentvirt.images.store import ROOT_VARIABLE, Entry, ImageStore
 from masters import SUCCESS
 from scenes import Fingerprint, Stage, running
 
-pytestmark = [pytest.mark.libvirt, pytest.mark.guest, pytest.mark.timeout(1500)]
+pytestmark = [pytest.mark.libvirt, pytest.mark.guest, pytest.mark.soak, pytest.mark.timeout(1500)]
 
 BUILD_MINUTES = 20
 COMMAND = "from latentvirt.cli import main; main()"
