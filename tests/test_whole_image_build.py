@@ -87,8 +87,8 @@ def test_a_cloud_image_is_built_and_workers_attach_from_it(stage: Stage, tmp_pat
     config = f"""
     from latentvirt import Image
     c['workers'].append(LibVirtWorker(
-        'minion1', None, {stage.libvirtd.uri!r}, base_image=Image({str(store.path_of(built))!r}),
-        images={str(stage.images)!r}, size=Size(memory=600), start='boot'))
+        'minion1', None, Connection({stage.libvirtd.uri!r}, images={str(stage.images)!r}),
+        base_image=Image({str(store.path_of(built))!r}), size=Size(memory=600), start='boot'))
     builder('b', ['minion1'], *{LOOK!r})
     """
     with running(tmp_path / "master", config) as master:
