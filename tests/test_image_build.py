@@ -332,6 +332,9 @@ def test_what_cannot_be_right_is_refused_before_anything_boots(scene: Scene, tmp
     power = tmp_path / "power"
     power.write_text("#cloud-config\npower_state: {mode: reboot}\n")
     text.write_text("packages: [git]\n")
+    command, content = tmp_path / "command", tmp_path / "content"
+    command.write_text("#cloud-config\nruncmd:\n  - make\n  - true\n")
+    content.write_text("#cloud-config\nwrite_files: [{path: /x, content: yes}]\n")
     for arguments, what in (
         (("debian-99",), "there is no image 'debian-99'"),
         (("noble",), "latentvirt image pull ubuntu-24.04"),
@@ -340,6 +343,8 @@ def test_what_cannot_be_right_is_refused_before_anything_boots(scene: Scene, tmp
         ((str(tmp_path / "none.qcow2"),), "No such file"),
         (("debian-12", "--user-data", str(power)), "power_state"),
         (("debian-12", "--user-data", str(text)), "#cloud-config"),
+        (("debian-12", "--user-data", str(command)), "runcmd in the user-data has True, which is no command"),
+        (("debian-12", "--user-data", str(content)), "has the content True, which is no text"),
         (("debian-12", "--memory", "much"), "memory"),
     ):
         told = scene.build(*arguments)

@@ -100,7 +100,7 @@ def test_a_cloud_image_is_built_and_workers_attach_from_it(stage: Stage, tmp_pat
 def test_a_command_that_fails_in_the_guest_fails_the_build(stage: Stage, tmp_path: Path) -> None:
     """Where a person's own command fails, its output is shown, and nothing is published."""
     store, _ = put_stock(stage)
-    (tmp_path / "user-data").write_text("#cloud-config\nruncmd:\n  - ls /no/such/thing\n  - true\n")
+    (tmp_path / "user-data").write_text("#cloud-config\nruncmd:\n  - ls /no/such/thing\n  - touch /never\n")
     told = image_build(stage, store, "--user-data", str(tmp_path / "user-data"))
     assert told.returncode == 1
     assert "cannot access '/no/such/thing'" in told.stderr

@@ -9,6 +9,7 @@ from typing import Any
 from latentvirt.errors import ConfigError
 from latentvirt.images.cloudconfig import merged
 from latentvirt.images.nocloud import Seed
+from latentvirt.showing import shown
 
 BUILD_PORT = "org.latentvirt.build.0"
 """The virtio-serial port on which the guest says how far it is."""
@@ -54,12 +55,33 @@ def recipe(
     for key, why in OURS_ALONE.items():
         if user_data.get(key) is not None:
             raise ConfigError(f"{key} cannot be in the user-data of a build: {why}", remedy="leave it out")
+    _check_values(user_data)
     return Seed(
         meta_data=merged(
             {"instance-id": instance, "local-hostname": "latentvirt-build"}, meta_data or {}, "the meta-data"
         ),
         user_data=merged(_user_data(keep_on_failure), user_data, "the user-data"),
     )
+
+
+def _check_values(user_data: Mapping[str, Any]) -> None:
+    """Refuse what YAML took for something else than was meant: cloud-init would run no command then."""
+    for key in ("bootcmd", "runcmd"):
+        commands = user_data.get(key)
+        for command in commands if isinstance(commands, list) else []:
+            if not isinstance(command, str | list):
+                raise ConfigError(
+                    f"{key} in the user-data has {shown(command)}, which is no command",
+                    remedy="put it in quotes, or write a list of words",
+                )
+    files = user_data.get("write_files")
+    for file in files if isinstance(files, list) else []:
+        content = file.get("content") if isinstance(file, dict) else None
+        if content is not None and not isinstance(content, str | bytes):
+            raise ConfigError(
+                f"write_files in the user-data has the content {shown(content)}, which is no text",
+                remedy="put it in quotes, or write it as a block, after a |",
+            )
 
 
 def _user_data(keep_on_failure: bool) -> dict[str, Any]:
