@@ -289,7 +289,7 @@ IMAGE_CHECKS = ("sent", "read-back")
 class Image:
     """Name an image that is copied to the hosts that need it; what is wrong with it is told by `check`.
 
-    It is a file, or one of the built images on the master's machine, by its name or its distribution.
+    It is a file, or one of the images on the master's machine, by its name or its distribution.
 
     Args:
         path: absolute path of the file; empty for an image that has a name.
@@ -297,10 +297,12 @@ class Image:
         format: ``'qcow2'`` or ``'raw'``; None reads it from the file.
         verify: what is compared with the image's digest before a copy is used: ``'sent'``, the bytes that
             were sent, or ``'read-back'``, also those that the host gives back.
-        name: of a built image: ``'debian-12'``, ``'bookworm'``.
+        name: of an image there: ``'debian-12'``, ``'bookworm'``.
         os_type: its distribution, instead of the name: ``'debian'``.
         os_version: and the version of that: ``'12'``, or a codename.
         arch: its architecture; None for that of the host.
+        stock: whether the image of that name is meant as its vendor made it, not what was built of it;
+            where the worker has ``cloud_init``, it is.
     """
 
     path: str = ""
@@ -311,6 +313,7 @@ class Image:
     os_type: Any = attrs.field(default=None, kw_only=True)
     os_version: Any = attrs.field(default=None, kw_only=True)
     arch: Any = attrs.field(default=None, kw_only=True)
+    stock: bool = attrs.field(default=False, kw_only=True)
 
     @property
     def called(self) -> str:

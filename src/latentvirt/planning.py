@@ -83,6 +83,8 @@ async def plan(host: Host, storage: Storage | None, spec: MachineSpec) -> Plan:
         ForeignDomain: the domain is to be predefined, and is not.
     """
     described = await describe(host, spec)
+    if spec.seed is not None:
+        described = domainxml.with_seed(described, seed=spec.seed, own=False)
     xml, extra = domainxml.with_devices(described, spec.disks, spec.networks)
     if storage is None or not spec.proven:
         return _without_files(spec, xml)

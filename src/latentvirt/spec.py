@@ -51,6 +51,9 @@ class MachineSpec:
         start: ``boot``, ``thaw`` (boot only to make the frozen image), or ``auto``: thaw where that works.
         disks: those that it has besides, empty at each start, as `read_disks` returns them.
         networks: the network cards that it has besides.
+        cloud_init: what a person adds, as YAML, to what cloud-init is told to do in a stock image; None for
+            images that are ready for workers.
+        seed: path on the host of the disk that tells cloud-init so; None if it has still to be brought there.
     """
 
     worker: str
@@ -69,6 +72,8 @@ class MachineSpec:
     start: StartMode = "auto"
     disks: tuple[Disk, ...] = ()
     networks: tuple[Nic, ...] = ()
+    cloud_init: str | None = attrs.field(default=None, repr=False)
+    seed: str | None = None
 
     @property
     def folder(self) -> str | None:

@@ -2,5 +2,6 @@
 
 from latentvirt.building.boot import Listener
 from latentvirt.building.builder import Order, build, name_of_file
+from latentvirt.building.recipe import serving
 
-__all__ = ["Listener", "Order", "build", "name_of_file"]
+__all__ = ["Listener", "Order", "build", "name_of_file", "serving"]

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from latentvirt.errors import ConfigError
-from latentvirt.images.cloudconfig import merged
+from latentvirt.images.cloudconfig import merged, written
 from latentvirt.images.nocloud import Seed
 from latentvirt.showing import shown
 
@@ -17,11 +18,14 @@ BUILD_PORT = "org.latentvirt.build.0"
 GUEST_FILES = Path(__file__).resolve().parent / "guest"
 GUEST_FOLDER = "/var/lib/latentvirt-build"
 
+BUILD_UNIT = "build.service"
+INSTANCE_DIGITS = 16
+
 PLACES = {
     "helper": ("/usr/lib/latentvirt/latentvirt_guest.py", "0755"),
     "helper.service": ("/etc/systemd/system/latentvirt-guest.service", "0644"),
     "build": (f"{GUEST_FOLDER}/build", "0755"),
-    "build.service": ("/etc/systemd/system/latentvirt-build.service", "0644"),
+    BUILD_UNIT: ("/etc/systemd/system/latentvirt-build.service", "0644"),
 }
 """Where each of our files goes in the guest, and its mode."""
 
@@ -82,6 +86,34 @@ def _check_values(user_data: Mapping[str, Any]) -> None:
                 f"write_files in the user-data has the content {shown(content)}, which is no text",
                 remedy="put it in quotes, or write it as a block, after a |",
             )
+
+
+def serving(user_data: Mapping[str, Any]) -> Seed:
+    """Say what a guest is told that starts from a stock image and is to be a worker itself.
+
+    Args:
+        user_data: what the person adds.
+
+    Raises:
+        ConfigError: the person's part does not fit ours.
+    """
+    ours = {
+        "ssh_genkeytypes": ["ed25519"],
+        "locale": False,
+        "write_files": [
+            {"path": path, "permissions": mode, "content": _content(name, keep_on_failure=False)}
+            for name, (path, mode) in PLACES.items()
+            if name != BUILD_UNIT
+        ],
+        "runcmd": [["sh", f"{GUEST_FOLDER}/build", "serve"]],
+    }
+    told = merged(ours, user_data, "cloud_init")
+    instance = hashlib.sha256(written(told)).hexdigest()[:INSTANCE_DIGITS]
+    return Seed(
+        # Each VM begins with an image in which cloud-init has never run, so this need not differ.
+        meta_data={"instance-id": f"latentvirt-{instance}", "local-hostname": "latentvirt"},
+        user_data=told,
+    )
 
 
 def _user_data(keep_on_failure: bool) -> dict[str, Any]:

@@ -117,7 +117,7 @@ def rewrite(
     if metadata_auth is not None:
         set_auth(root, metadata_auth)
     for overlay in overlays:
-        _set_overlay(_disk(root, overlay.target), overlay, _models_to_switch_off(root, relabel_off))
+        _set_overlay(_disk(root, overlay.target), overlay, models_to_switch_off(root, relabel_off))
     if vars_path is not None:
         _set_vars(root, vars_path)
     if own_cards is not None:
@@ -146,7 +146,13 @@ def _disk(root: Element, target: str) -> Element:
     raise BadXML(f"the XML has no disk with the target {target}", line=line_of(root))
 
 
-def _models_to_switch_off(root: Element, models: Sequence[str]) -> tuple[str, ...]:
+def models_to_switch_off(root: Element, models: Sequence[str]) -> tuple[str, ...]:
+    """Say of which security models a domain's single image can be told that it is to stay as it is.
+
+    Args:
+        root: the domain.
+        models: those that there are.
+    """
     # Where the whole domain is not relabelled, libvirt refuses a word about it on a single image.
     settled = {
         label.get("model")

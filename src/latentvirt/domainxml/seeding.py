@@ -7,18 +7,20 @@ from collections.abc import Sequence
 from lxml import etree
 
 from latentvirt.domainxml.parse import append, ensure, parse, serialise
+from latentvirt.domainxml.rewrite import RELABELLING_MODELS, models_to_switch_off
 
 SEED_DISK = "vdz"
 """The target of a seed's disk: behind all that a person may have."""
 
 
-def with_seed(xml: str, *, seed: str, ports: Sequence[str] = ()) -> str:
+def with_seed(xml: str, *, seed: str, ports: Sequence[str] = (), own: bool = True) -> str:
     """Add a seed's disk, which the guest can only read, and virtio-serial ports.
 
     Args:
         xml: the domain's XML.
         seed: path of the seed on the host.
         ports: names of the ports.
+        own: whether the seed is this VM's alone; libvirt leaves other files as they are.
 
     Raises:
         BadXML: the XML cannot be read.
@@ -28,7 +30,9 @@ def with_seed(xml: str, *, seed: str, ports: Sequence[str] = ()) -> str:
     # A disk like the system's, since every image that boots can read that.
     disk = append(devices, etree.Element("disk", type="file", device="disk"))
     append(disk, etree.Element("driver", name="qemu", type="raw"))
-    append(disk, etree.Element("source", file=seed))
+    source = append(disk, etree.Element("source", file=seed))
+    for model in () if own else models_to_switch_off(root, RELABELLING_MODELS):
+        append(source, etree.Element("seclabel", model=model, relabel="no"))
     append(disk, etree.Element("target", dev=SEED_DISK, bus="virtio"))
     append(disk, etree.Element("readonly"))
     for port in ports:

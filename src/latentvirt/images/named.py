@@ -9,7 +9,7 @@ from latentvirt.errors import ConfigError, ImageError
 from latentvirt.images.catalogue import load_catalogue
 from latentvirt.images.items import plain_arch
 from latentvirt.images.reading import ON_MASTER
-from latentvirt.images.store import BUILT, ImageStore
+from latentvirt.images.store import BUILT, STOCK, ImageStore
 
 
 def check_named(image: Image) -> None:
@@ -31,7 +31,7 @@ def _name_of(image: Image, store: ImageStore) -> str:
 
 
 def resolved(image: Image, host_arch: str) -> Image:
-    """Say which file an image is that has a name: the newest that was built; blocks.
+    """Say which file an image is that has a name: the newest that was built, or got if it is stock; blocks.
 
     Args:
         image: the image.
@@ -46,7 +46,12 @@ def resolved(image: Image, host_arch: str) -> Image:
     """
     store = ImageStore()
     name, arch = _name_of(image, store), plain_arch(image.arch or host_arch)
-    entry = store.find(name, arch, BUILT)
+    entry = store.find(name, arch, STOCK if image.stock else BUILT)
+    if entry is None and image.stock:
+        raise ImageError(
+            f"the image {name} for {arch} {ON_MASTER} was not got yet: {store.root} has none",
+            remedy=f"run as the master's user: latentvirt image pull {name} --arch {arch}",
+        )
     if entry is None:
         raise ImageError(
             f"the image {name} for {arch} {ON_MASTER} was not built yet: {store.root} has none",

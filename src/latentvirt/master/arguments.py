@@ -19,6 +19,7 @@ from latentvirt.hosts import Hosts
 from latentvirt.master.baseimages import archs_of, by_name, read_image, written_image
 from latentvirt.master.checking import check_spec, known_macs
 from latentvirt.master.depending import depends, known_part
+from latentvirt.master.firstboot import read_cloud_init
 from latentvirt.master.placing import Need
 from latentvirt.placement import Wish
 from latentvirt.requirements import choose_flavor, host_labels, read_requirements
@@ -57,6 +58,7 @@ class Arguments:
         networks: likewise the network cards that it has besides.
         ssh_host_key: whose SSH host key a guest has, its own or always the same.
         hold_on_failure_s: seconds that the VM of a failed build is held; 0 for not at all.
+        cloud_init: what `read_cloud_init` returned.
     """
 
     hosts: Hosts
@@ -79,6 +81,7 @@ class Arguments:
     networks: Any = ()
     ssh_host_key: HostKeyMode = "reported"
     hold_on_failure_s: int = 0
+    cloud_init: str | None = None
 
     @property
     def rendered(self) -> tuple[Any, ...]:
@@ -150,7 +153,7 @@ class Arguments:
         Raises:
             ConfigError: a value that was rendered cannot be right.
         """
-        base_image = read_image(base_image)
+        base_image = read_image(base_image, stock=self.cloud_init is not None)
         image = base_image if isinstance(base_image, Image) else None
         path = base_image if image is None else None
         for what, value in (("hd_image", hd_image), ("base_image", path), ("xml", xml)):
@@ -184,6 +187,7 @@ class Arguments:
             start=self.start,
             disks=read_disks(disks),
             networks=read_nics(networks),
+            cloud_init=self.cloud_init,
         )
         check_spec(spec, self.macs)
         return spec
@@ -297,6 +301,7 @@ def read_arguments(
     standby: Any = False,
     ssh_host_key: Any = "reported",
     hold_on_failure: Any = None,
+    cloud_init: Any = None,
 ) -> Arguments:
     """Check what a person wrote; the order of the first ones is that of Buildbot's old documentation.
 
@@ -350,6 +355,7 @@ def read_arguments(
         start=_choice("start", start, StartMode),
         standby=standby,
         ssh_host_key=_host_key(ssh_host_key, identity),
+        cloud_init=read_cloud_init(cloud_init, identity, base_image),
         hold_on_failure_s=0 if hold_on_failure is None else read_duration(hold_on_failure, "hold_on_failure"),
     )
     _check_what_is_known(arguments)

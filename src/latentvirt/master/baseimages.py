@@ -29,8 +29,12 @@ def written_image(given: Any) -> Any:
     return given
 
 
-def read_image(rendered: Any) -> Any:
+def read_image(rendered: Any, *, stock: bool = False) -> Any:
     """Make an `Image` of what was rendered if it is one, what one is made of, or a name.
+
+    Args:
+        rendered: what was rendered.
+        stock: whether an image that has a name is meant as its vendor made it.
 
     Raises:
         ConfigError: it cannot be right, or nobody knows it.
@@ -48,6 +52,7 @@ def read_image(rendered: Any) -> Any:
         image.check()
         if image.called:
             check_named(image)
+            image = attrs.evolve(image, stock=image.stock or stock)
     return image
 
 

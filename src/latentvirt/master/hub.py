@@ -8,6 +8,7 @@ from collections.abc import Callable, Coroutine
 from functools import partial
 from typing import Any
 
+import attrs
 from buildbot.util.service import SharedService
 from twisted.internet import defer, task
 
@@ -24,6 +25,7 @@ from latentvirt.hosts import Hosts
 from latentvirt.images import Library, Say, say_nothing
 from latentvirt.listening import Listener
 from latentvirt.machine import Machine
+from latentvirt.master.firstboot import seed_of
 from latentvirt.master.health import Health
 from latentvirt.master.holds import Holds
 from latentvirt.master.leaving import leave
@@ -168,7 +170,7 @@ class Hub(SharedService):
         return storage
 
     async def with_image(self, record: HostRecord, spec: MachineSpec, say: Say = say_nothing) -> MachineSpec:
-        """See to it that a spec's image is on a host.
+        """See to it that a spec's image is on a host, and what cloud-init is told.
 
         Args:
             record: the host.
@@ -176,12 +178,16 @@ class Hub(SharedService):
             say: hears how the copying goes.
 
         Returns:
-            The spec, with the path of the copy.
+            The spec, with the paths of the copies.
         """
-        if spec.image is None:
-            return spec
         folder = image_folder(spec.hd_image, None) or record.connection.images
-        return spec.with_copy(await self.library.path_on(record.host, folder, spec.image, say), folder)
+        if spec.image is not None:
+            spec = spec.with_copy(await self.library.path_on(record.host, folder, spec.image, say), folder)
+        if spec.cloud_init is not None:
+            seed = await seed_of(self.master, spec.cloud_init)
+            path = await self.library.path_on(record.host, spec.folder or folder, seed, say)
+            spec = attrs.evolve(spec, seed=path)
+        return spec
 
     async def frozen(self, record: HostRecord, folder: str) -> FrozenStore:
         """Return the frozen images in a folder, those of earlier processes among them."""

@@ -81,6 +81,7 @@ class LibVirtWorker(HoldsOnFailure, CompatibleLatentWorkerMixin, AbstractLatentW
         graceful_shutdown: True, or seconds that a guest gets to power itself off.
         ssh_host_key: ``reported`` (the guest's own), or ``stable``: one for all of the worker's VMs.
         hold_on_failure: for how long the VM of a failed build is kept (``'2h'``); None ends it as any other.
+        cloud_init: makes workers of a stock image: True, or what is added to cloud-init's configuration.
 
     All arguments of Buildbot's latent workers are taken as well. ``build_wait_timeout`` is 0 and
     ``max_builds`` 1 unless given: one VM, one build.
