@@ -61,7 +61,8 @@ def test_a_stock_image_gets_a_disk_that_makes_a_worker_of_it(
     assert stock.digest in copies(master)
     assert path.startswith(f"{FOLDER}/latentvirt-images/")
     assert told["packages"] == ["make"]
-    assert told["runcmd"] == [["sh", "/var/lib/latentvirt-build/build", "serve"], "echo hello"]
+    script = "/var/lib/latentvirt-build/build"
+    assert told["runcmd"] == ["set -e", ["sh", script, "install"], "echo hello", ["sh", script, "serve"]]
     assert any(file["path"].endswith("latentvirt_guest.py") for file in told["write_files"])
     stop(worker)
     start(worker)

@@ -108,3 +108,25 @@ def test_a_command_that_fails_in_the_guest_fails_the_build(stage: Stage, tmp_pat
     assert store.find("debian-12", "x86_64", "built") is None
     assert list(store.scratch().iterdir()) == []
     assert stage.domains() == []
+
+
+def test_workers_of_a_stock_image_that_nobody_prepared(stage: Stage, tmp_path: Path) -> None:
+    """cloud-init makes a worker of a stock image, with what a person adds; the next build thaws it."""
+    _, stock = put_stock(stage)
+    image = stage.images / "store" / "blobs" / f"{stock.digest}.qcow2"
+    file = {"path": "/etc/made-by-a-person", "content": "made"}
+    added = {"write_files": [file], "runcmd": ["touch /srv/ready"]}
+    config = f"""
+    from latentvirt import Connection, Image
+    c['workers'].append(LibVirtWorker(
+        'minion1', None, Connection({stage.libvirtd.uri!r}, images={str(stage.images)!r}),
+        base_image=Image({str(image)!r}), size=Size(memory=768), cloud_init={added!r}))
+    builder('b', ['minion1'], 'test -e /srv/ready && test -e /etc/made-by-a-person')
+    """
+    with running(tmp_path / "master", config) as master:
+        for tier in ("freeze", "thaw"):
+            build = master.finished(master.force("b"), BUILD_MINUTES * 60)
+            progress = master.text(build, "start VM", "progress")
+            assert build["results"] == SUCCESS, progress + master.log()[-3000:]
+            assert f"tier {tier}" in progress
+        stage.assert_nothing_left()

@@ -105,9 +105,11 @@ def serving(user_data: Mapping[str, Any]) -> Seed:
             for name, (path, mode) in PLACES.items()
             if name != BUILD_UNIT
         ],
-        "runcmd": [["sh", f"{GUEST_FOLDER}/build", "serve"]],
+        "runcmd": ["set -e", ["sh", f"{GUEST_FOLDER}/build", "install"]],
     }
     told = merged(ours, user_data, "cloud_init")
+    # When all that the person wants is there, too: from then on it may be given a build, or be frozen.
+    told["runcmd"] = [*told["runcmd"], ["sh", f"{GUEST_FOLDER}/build", "serve"]]
     instance = hashlib.sha256(written(told)).hexdigest()[:INSTANCE_DIGITS]
     return Seed(
         # Each VM begins with an image in which cloud-init has never run, so this need not differ.

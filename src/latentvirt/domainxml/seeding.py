@@ -7,7 +7,11 @@ from collections.abc import Sequence
 from lxml import etree
 
 from latentvirt.domainxml.parse import append, ensure, parse, serialise
-from latentvirt.domainxml.rewrite import RELABELLING_MODELS, models_to_switch_off
+from latentvirt.domainxml.rewrite import models_to_switch_off
+
+OWNERS = "dac"
+"""What changes a file's owner. Others give what is only read a label that all may share, and where one lacks
+libvirt refuses its name here."""
 
 SEED_DISK = "vdz"
 """The target of a seed's disk: behind all that a person may have."""
@@ -31,7 +35,7 @@ def with_seed(xml: str, *, seed: str, ports: Sequence[str] = (), own: bool = Tru
     disk = append(devices, etree.Element("disk", type="file", device="disk"))
     append(disk, etree.Element("driver", name="qemu", type="raw"))
     source = append(disk, etree.Element("source", file=seed))
-    for model in () if own else models_to_switch_off(root, RELABELLING_MODELS):
+    for model in () if own else models_to_switch_off(root, (OWNERS,)):
         append(source, etree.Element("seclabel", model=model, relabel="no"))
     append(disk, etree.Element("target", dev=SEED_DISK, bus="virtio"))
     append(disk, etree.Element("readonly"))
