@@ -95,6 +95,7 @@ def test_a_stock_image_that_is_not_here_is_named_with_what_to_do(
         ("yes", "auto", "debian-12", "neither True nor a mapping"),
         (["make"], "auto", "debian-12", "neither True nor a mapping"),
         ({"runcmd": "echo"}, "auto", "debian-12", "must be a list"),
+        ({"runcmd": [True]}, "auto", "debian-12", "no command"),
         ({"packages": object()}, "auto", "debian-12", "YAML"),
         (True, "static", "debian-12", "identity='static'"),
         (True, "auto", None, "there is no base_image"),

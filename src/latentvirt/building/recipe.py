@@ -97,6 +97,7 @@ def serving(user_data: Mapping[str, Any]) -> Seed:
     Raises:
         ConfigError: the person's part does not fit ours.
     """
+    _check_values(user_data)
     ours = {
         "ssh_genkeytypes": ["ed25519"],
         "locale": False,
