@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import re
+import shutil
 import subprocess
 from pathlib import Path
 from typing import Any
@@ -62,7 +63,7 @@ def test_a_stock_image_gets_a_disk_that_makes_a_worker_of_it(
     assert path.startswith(f"{FOLDER}/latentvirt-images/")
     assert told["packages"] == ["make"]
     script = "/var/lib/latentvirt-build/build"
-    assert told["runcmd"] == ["set -e", ["sh", script, "install"], "echo hello", ["sh", script, "serve"]]
+    assert told["runcmd"] == ["set -e", ["sh", script, "equip"], "echo hello", ["sh", script, "serve"]]
     assert any(file["path"].endswith("latentvirt_guest.py") for file in told["write_files"])
     stop(worker)
     start(worker)
@@ -120,6 +121,9 @@ def test_the_same_is_told_in_the_same_words() -> None:
     assert one.meta_data["instance-id"] == two.meta_data["instance-id"] != other.meta_data["instance-id"]
 
 
-def test_the_guests_script_can_be_read_by_any_shell() -> None:
-    """What runs in the guest has no syntax error."""
+def test_the_guests_script_takes_no_programs_name() -> None:
+    """What runs in the guest is a shell program that calls programs, and not itself instead of one."""
     subprocess.run(["sh", "-n", str(GUEST_SCRIPT)], check=True)
+    functions = re.findall(r"^(\w+)\(\) ", GUEST_SCRIPT.read_text(), re.MULTILINE)
+    assert {"equip", "serve", "finish"} <= set(functions)
+    assert [name for name in functions if shutil.which(name)] == []

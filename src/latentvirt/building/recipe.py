@@ -106,7 +106,7 @@ def serving(user_data: Mapping[str, Any]) -> Seed:
             for name, (path, mode) in PLACES.items()
             if name != BUILD_UNIT
         ],
-        "runcmd": ["set -e", ["sh", f"{GUEST_FOLDER}/build", "install"]],
+        "runcmd": ["set -e", ["sh", f"{GUEST_FOLDER}/build", "equip"]],
     }
     told = merged(ours, user_data, "cloud_init")
     # When all that the person wants is there, too: from then on it may be given a build, or be frozen.
