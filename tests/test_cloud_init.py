@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import io
 import re
-import shutil
 import subprocess
 from pathlib import Path
 from typing import Any
@@ -25,6 +24,9 @@ from test_named_images import FOLDER, URI, copies, master, put, start, stop, sto
 __all__ = ["master", "store"]
 
 GUEST_SCRIPT = Path(__file__).parent.parent / "src" / "latentvirt" / "building" / "guest" / "build"
+
+PROGRAMS = {"cat", "find", "id", "install", "rm", "sed", "sync", "systemctl", "timeout", "touch", "useradd"}
+"""Some that the guest's program calls."""
 
 
 def described(master: StageMaster) -> str:
@@ -126,4 +128,4 @@ def test_the_guests_script_takes_no_programs_name() -> None:
     subprocess.run(["sh", "-n", str(GUEST_SCRIPT)], check=True)
     functions = re.findall(r"^(\w+)\(\) ", GUEST_SCRIPT.read_text(), re.MULTILINE)
     assert {"equip", "serve", "finish"} <= set(functions)
-    assert [name for name in functions if shutil.which(name)] == []
+    assert not PROGRAMS & set(functions)
