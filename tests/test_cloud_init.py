@@ -12,6 +12,7 @@ import pycdlib
 import pytest
 import yaml
 from buildbot.config.errors import ConfigErrors
+from buildbot.interfaces import LatentWorkerCannotSubstantiate
 from lxml import etree
 
 from latentvirt.building import serving
@@ -88,7 +89,7 @@ def test_a_stock_image_that_is_not_here_is_named_with_what_to_do(
     """The build ends with the command that gets the image."""
     put(store, "debian-12", 1)
     worker = worker_of(master, "debian-12", cloud_init=True)
-    with pytest.raises(Exception, match="latentvirt image pull debian-12"):
+    with pytest.raises(LatentWorkerCannotSubstantiate, match="latentvirt image pull debian-12"):
         start(worker)
 
 

@@ -19,6 +19,7 @@ from latentvirt.listening import Listening
 from latentvirt.names import GUEST_NAMESPACE, GUEST_PREFIX, FileName, Ownership
 from latentvirt.planning import Plan
 from latentvirt.preparing import make_files, make_files_over
+from latentvirt.spec import BY_CHANNEL
 from latentvirt.storage import Storage, what_blocks
 
 T = TypeVar("T")
@@ -77,7 +78,7 @@ class LiveDomain:
 
     @property
     def _has_channel(self) -> bool:
-        return self.plan.spec.identity in ("auto", "channel")
+        return self.plan.spec.identity in BY_CHANNEL
 
     async def boot(self) -> None:
         """Create it, paused before its first instruction, and attach to it."""

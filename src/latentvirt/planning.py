@@ -15,7 +15,7 @@ from latentvirt.domainxml.rewrite import OVERLAY_FORMAT
 from latentvirt.errors import HostError, HostUnreachable, NotFresh
 from latentvirt.guest import PROTOCOL
 from latentvirt.host import Host
-from latentvirt.spec import MachineSpec
+from latentvirt.spec import BY_CHANNEL, MachineSpec
 from latentvirt.storage import Chain, Storage, backing_chain
 
 DEVICES = "/dev/"
@@ -159,7 +159,7 @@ async def _path_of(host: Host, source: domainxml.DiskSource) -> str:
 
 
 def _hindrance(spec: MachineSpec, xml: str) -> str | None:
-    if spec.identity not in ("auto", "channel"):
+    if spec.identity not in BY_CHANNEL:
         return f"identity={spec.identity!r}: a frozen guest learns who it is over the channel only"
     return domainxml.hindrance(xml, allow_shared=spec.allow_shared)
 

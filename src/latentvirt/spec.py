@@ -12,6 +12,10 @@ from latentvirt.devices import USER_NETWORK, Disk, Nic
 
 Kind = Literal["auto", "predefined", "xml", "generated"]
 IdentityMode = Literal["auto", "channel", "static", "metadata"]
+
+BY_CHANNEL: tuple[IdentityMode, ...] = ("auto", "channel")
+"""Those in which a guest can be told who it is over the channel."""
+
 VirtType = Literal["auto", "kvm", "qemu"]
 StartMode = Literal["auto", "boot", "thaw"]
 

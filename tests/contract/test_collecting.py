@@ -27,6 +27,10 @@ COPIES = 30
 MIB = 1024**2
 
 
+class Killed(Exception):
+    """Like the end of the process."""
+
+
 @pytest.fixture(autouse=True)
 def _no_grace(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(collecting, "GRACE_S", 0.0)
@@ -183,9 +187,6 @@ def test_a_collection_that_was_broken_off_is_gone_on_with(
     """After a collection that ended half-way nothing that is needed is lost, and the next one ends it."""
     scene.stand(2, 0)
 
-    class Killed(Exception):
-        """Like the end of the process."""
-
     def die(*_: object) -> None:
         raise Killed
 
@@ -224,6 +225,25 @@ def test_what_is_being_copied_stays(scene: Scene) -> None:
     assert scene.left() == sorted([str(half), str(lock)])
     run(scene.shelf.delete(str(lock)))
     run(scene.collection().collect())
+    assert scene.left() == []
+
+
+def test_half_a_copy_never_becomes_an_image(scene: Scene, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What a broken transfer left goes though its image is wanted, also after a collection was broken off."""
+    half = scene.names[8]
+    run(scene.shelf.delete(half.marker))
+    wanted = dict.fromkeys(range(COPIES), "it is this machine's")
+
+    def die(*_: object) -> None:
+        raise Killed
+
+    with monkeypatch.context() as patched:
+        patched.setattr(collecting.task, "deferLater", die)
+        with pytest.raises(Killed):
+            run(scene.collection(wanted).collect())
+    assert half.doom in run(scene.shelf.names())
+    run(scene.collection(wanted).collect())
+    assert scene.there() == set(range(COPIES)) - {8}
     assert scene.left() == []
 
 

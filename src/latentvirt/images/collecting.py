@@ -143,7 +143,7 @@ class Collection:
         await shelf.delete(name.marker)
 
     async def _spare(self, shelf: Shelf, name: CopyName, names: set[str]) -> None:
-        """Make a doomed copy what it was: it is whole, or nothing would need it."""
+        """Make a doomed copy what it was: it is whole, or nothing would stand on it."""
         if name.doom not in names:
             return
         try:
@@ -173,7 +173,8 @@ class Collection:
         listing = Listing.of(name.digest, names)
         if name in listing.unready and listing.locks:
             return ["it is being copied"]
-        return [self.wanted[name.digest]] if name.digest in self.wanted else []
+        # Half a copy is wanted by nobody, and a doomed one may be that.
+        return [self.wanted[name.digest]] if name.digest in self.wanted and name in listing.ready else []
 
     async def _needed(self, there: list[str]) -> defaultdict[str, list[str]]:
         """Say what stands on which file: domains, and the overlays in all masters' directories."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import os
 import tempfile
@@ -16,13 +17,14 @@ from latentvirt.images.cloudconfig import HEADER, read_cloud_config, written
 from latentvirt.images.nocloud import seed_image
 from latentvirt.images.threads import in_thread
 from latentvirt.showing import shown
+from latentvirt.spec import BY_CHANNEL
 
 FOLDER = "latentvirt-seeds"
 """Below the base directory; what is in it can be made anew at any time."""
 
 FORMAT = "raw"
-CHANNEL_ONLY = ("auto", "channel")
-"""Ways to tell a guest who it is that need nothing in the image."""
+REMEMBERED = 32
+"""How many disks are not made again at each start."""
 
 
 def read_cloud_init(given: Any, identity: str, base_image: Any) -> str | None:
@@ -46,7 +48,7 @@ def read_cloud_init(given: Any, identity: str, base_image: Any) -> str | None:
             f"cloud_init={shown(given)} is neither True nor a mapping",
             remedy="write True, or what is to be added to cloud-init's configuration: {'packages': ['make']}",
         )
-    if identity not in CHANNEL_ONLY:
+    if identity not in BY_CHANNEL:
         raise ConfigError(
             f"identity={identity!r} needs an image that is ready for it, and cloud_init is for others",
             remedy="leave identity= out",
@@ -67,6 +69,7 @@ def read_cloud_init(given: Any, identity: str, base_image: Any) -> str | None:
     return text.decode()
 
 
+@functools.lru_cache(maxsize=REMEMBERED)
 def _made(cloud_init: str) -> bytes:
     return seed_image(serving(read_cloud_config(f"{HEADER}\n{cloud_init}".encode(), "cloud_init")))
 
