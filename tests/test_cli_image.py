@@ -96,6 +96,30 @@ def test_an_age_of_nothing_asks_the_vendor_each_time(store: ImageStore, vendor: 
     assert len(vendor.log) > asked
 
 
+@pytest.mark.parametrize(
+    ("age", "said"),
+    [
+        ("3h", "here already, 3"),
+        ("130 min", "here already, 3"),
+        ("8000s", "here already, 3"),
+        ("0.1", "here already, 3"),
+        ("1h", "still the newest"),
+        ("110min", "still the newest"),
+        ("7000 s", "still the newest"),
+        ("0.05d", "still the newest"),
+        ("0.05", "still the newest"),
+    ],
+)
+def test_an_age_may_have_any_unit(
+    store: ImageStore, monkeypatch: pytest.MonkeyPatch, age: str, said: str
+) -> None:
+    """Two hours after a vendor was asked it is asked again for an age below that only; no unit means days."""
+    pull("lab-1")
+    later = time.time() + 2 * 3600
+    monkeypatch.setattr(time, "time", lambda: later)
+    assert said in pull("--max-age", age, "lab-1").stdout
+
+
 def test_one_vendors_broken_page_breaks_no_others(store: ImageStore, vendor: Vendor) -> None:
     """All that can be had is got; what cannot is named, and the exit status is 1."""
     vendor.put_image(disk(seed=2), folder="/other")
@@ -111,7 +135,11 @@ def test_one_vendors_broken_page_breaks_no_others(store: ImageStore, vendor: Ven
 def test_a_command_line_that_is_wrong_ends_with_2(store: ImageStore) -> None:
     """No name, or an age that is none, is told as click tells it."""
     assert run("pull").exit_code == 2
-    assert pull("--max-age", "-1", "lab-1").exit_code == 2
+    for age in ("-1", "soon", "2 weeks", "nan"):
+        told = pull("--max-age", age, "lab-1")
+        assert told.exit_code == 2
+        assert "Invalid value for '--max-age'" in told.stderr
+        assert "30 min" in told.stderr
     assert run("remove").exit_code == 2
     assert run("remove", "--kind", "odd", "x").exit_code == 2
 

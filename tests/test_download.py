@@ -16,9 +16,10 @@ from typing import Any
 import attrs
 import pytest
 
+from latentvirt.durations import DAY_S
 from latentvirt.errors import ImageError
 from latentvirt.images import download, web
-from latentvirt.images.download import DAY_S, Pulled, partial_files, pull
+from latentvirt.images.download import Pulled, partial_files, pull
 from latentvirt.images.items import Item
 from latentvirt.images.store import BUILT, STOCK, ImageStore
 from latentvirt.images.vendor import find_sum, names_on, newest, read_sums

@@ -2,30 +2,22 @@
 
 from __future__ import annotations
 
-import re
+import math
 from datetime import datetime
 
 import attrs
 
+from latentvirt.durations import DAY_S, read_seconds
 from latentvirt.errors import ConfigError
 from latentvirt.showing import shown
 
 HOLD_NAMESPACE = "urn:latentvirt:hold:1"
 HOLD_PREFIX = "latentvirt-hold"
 
-SECONDS_PER_UNIT = {
-    **dict.fromkeys(("s", "sec", "second", "seconds"), 1),
-    **dict.fromkeys(("m", "min", "minute", "minutes"), 60),
-    **dict.fromkeys(("h", "hour", "hours"), 3600),
-    **dict.fromkeys(("d", "day", "days"), 24 * 3600),
-}
-
-MOST_HOLD_S = 7 * 24 * 3600
+MOST_HOLD_S = 7 * DAY_S
 """How long a VM can be held at a time; it may be held again."""
 
 LONGEST_WHY = 200
-
-_DURATION = re.compile(r"\s*(\d{1,9}(?:\.\d{1,9})?)\s*([A-Za-z]+)\s*")
 
 
 @attrs.frozen(kw_only=True)
@@ -67,17 +59,10 @@ def read_duration(value: object, what: str) -> int:
     Raises:
         ConfigError: it is no duration, or longer than `MOST_HOLD_S`.
     """
-    found = _DURATION.fullmatch(value) if isinstance(value, str) else None
-    unit = SECONDS_PER_UNIT.get(found.group(2).lower()) if found else None
-    seconds = int(-(-float(found.group(1)) * unit // 1)) if found and unit else 0
-    if seconds <= 0:
-        raise ConfigError(
-            f"{what}={shown(value)} is not a duration",
-            remedy="write a number with s, min, h or d, as in '2h', '30 min' or '1d'",
-        )
+    seconds = math.ceil(read_seconds(value, what))
     if seconds > MOST_HOLD_S:
         raise ConfigError(
-            f"{what}={shown(value)} is longer than a VM is held: {MOST_HOLD_S // (24 * 3600)} days at most",
+            f"{what}={shown(value)} is longer than a VM is held: {MOST_HOLD_S // DAY_S} days at most",
             remedy="hold it for less; it can be held again before the time is up",
         )
     return seconds

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import platform
+import re
 import sys
 from collections.abc import Sequence
 
@@ -11,9 +12,10 @@ import click
 from latentvirt.cli import EXIT_REFUSED
 from latentvirt.cli.progress import Progress, progress
 from latentvirt.config import BYTES_PER_MIB
-from latentvirt.errors import LatentvirtError
+from latentvirt.durations import DAY_S, read_seconds
+from latentvirt.errors import ConfigError, LatentvirtError
 from latentvirt.images.catalogue import Catalogue, load_catalogue
-from latentvirt.images.download import DAY_S, DEFAULT_MAX_AGE_DAYS
+from latentvirt.images.download import DEFAULT_MAX_AGE_DAYS
 from latentvirt.images.download import pull as pull_image
 from latentvirt.images.store import ImageStore
 
@@ -23,6 +25,16 @@ SAID = {
     "new": "new",
 }
 """What became of an image, in words."""
+
+
+def _age(_context: click.Context, _option: click.Parameter, value: str) -> float:
+    """Read an age, in seconds; a number alone is days, and may be 0."""
+    if re.fullmatch(r"\d{1,9}(\.\d{1,9})?", value):
+        return float(value) * DAY_S
+    try:
+        return read_seconds(value, "--max-age")
+    except ConfigError as error:
+        raise click.BadParameter(str(error)) from error
 
 
 @click.command(
@@ -35,13 +47,14 @@ SAID = {
 @click.option("--refresh", is_flag=True, help="Ask the vendor for a newer one, however young it is.")
 @click.option(
     "--max-age",
-    metavar="DAYS",
-    type=click.FloatRange(min=0),
-    default=DEFAULT_MAX_AGE_DAYS,
+    "max_age_s",
+    metavar="DURATION",
+    callback=_age,
+    default=f"{DEFAULT_MAX_AGE_DAYS}d",
     show_default=True,
-    help="Ask the vendor if it was not asked for so many days.",
+    help="Ask the vendor if it was not asked for so long: a number with s, min, h or d; alone, days.",
 )
-def pull(names: Sequence[str], arch: str | None, refresh: bool, max_age: float) -> None:
+def pull(names: Sequence[str], arch: str | None, refresh: bool, max_age_s: float) -> None:
     """Get the stock images NAME, such as debian-12, bookworm or ubuntu-24.04.
 
     An image that is here already is downloaded again only if its vendor has another one by now. A download
@@ -53,7 +66,7 @@ def pull(names: Sequence[str], arch: str | None, refresh: bool, max_age: float) 
     with progress() as listener:
         for name in dict.fromkeys(names):
             try:
-                _pull(catalogue, store, name, arch or platform.machine(), listener, refresh, max_age * DAY_S)
+                _pull(catalogue, store, name, arch or platform.machine(), listener, refresh, max_age_s)
             except LatentvirtError as error:
                 failed.append(name)
                 listener.say(f"latentvirt: {name}: {error}")

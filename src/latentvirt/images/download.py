@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING, Any, Literal, Protocol
 import attrs
 
 from latentvirt.config import BYTES_PER_MIB
+from latentvirt.durations import DAY_S
 from latentvirt.errors import ImageError
 from latentvirt.images.head import HEAD_BYTES, format_of
 from latentvirt.images.items import Item, without_password
@@ -32,8 +33,6 @@ if TYPE_CHECKING:
 
 DEFAULT_MAX_AGE_DAYS = 30
 """For so long an image is used before its vendor is asked whether there is a newer one."""
-
-DAY_S = 24 * 60 * 60
 
 FORWARD_BYTES = BYTES_PER_MIB
 """A try that brought less has brought nothing on."""
