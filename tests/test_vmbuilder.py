@@ -20,6 +20,7 @@ import guests
 
 TERMINATED = 128 + signal.SIGTERM
 BOOT_DEADLINE_S = 240
+LARGER_DISK = "3G"
 KEYRING = "/usr/share/keyrings/debian-archive-keyring.gpg"
 
 DEB822 = f"""# what this machine uses
@@ -253,11 +254,14 @@ def test_an_interrupted_build_leaves_nothing(tmp_path: Path) -> None:
 
 @pytest.mark.guest
 def test_the_image_boots_from_its_disk_alone(tmp_path: Path) -> None:
-    """A VM that has the image as its disk, and no kernel from outside, comes up and asks who it is."""
+    """A VM that has the image as its disk, and no kernel from outside, comes up and asks who it is.
+
+    Its disk is larger than the image, and all of it can be used by then.
+    """
     guest = guests.debian_image()
     overlay, path = tmp_path / "overlay.qcow2", tmp_path / "channel"
     create = ["qemu-img", "create", "-q", "-f", "qcow2", "-b", str(guest.disk), "-F", "qcow2", str(overlay)]
-    subprocess.run(create, check=True)
+    subprocess.run([*create, LARGER_DISK], check=True)
     console = tmp_path / "console.log"
     command = ["qemu-system-x86_64", "-machine", "pc,accel=tcg", "-m", "512", "-nodefaults"]
     command += ["-display", "none", "-drive", f"file={overlay},if=virtio", "-serial", f"file:{console}"]
@@ -277,7 +281,9 @@ def test_the_image_boots_from_its_disk_alone(tmp_path: Path) -> None:
             finally:
                 qemu.terminate()
     assert ready["say"] == "ready"
-    assert "Booting `latentvirt'" in console.read_text(errors="replace")
+    written = console.read_text(errors="replace")
+    assert "Booting `latentvirt'" in written
+    assert "the root file system fills the disk now" in written
 
 
 @pytest.mark.guest

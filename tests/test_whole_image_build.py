@@ -39,6 +39,9 @@ LOOK = (
     "test -s /etc/machine-id",
     "for i in $(seq 60); do [ -s /etc/ssh/ssh_host_ed25519_key.pub ] && exit; sleep 1; done; exit 1",
 )
+LARGER_MIB = 4096
+"""A disk twice as large as the image."""
+HAS_ALL = f"df / && test $(df --output=size --block-size=1M / | tail -n 1) -gt {LARGER_MIB * 7 // 8}"
 
 
 @pytest.fixture
@@ -71,7 +74,10 @@ def image_build(stage: Stage, store: ImageStore, *arguments: str) -> subprocess.
 
 
 def test_a_cloud_image_is_built_and_workers_attach_from_it(stage: Stage, tmp_path: Path) -> None:
-    """One command makes a base image of a stock one, without a network, and a build finds it clean."""
+    """One command makes a base image of a stock one, without a network, and a build finds it clean.
+
+    All of a disk that is larger than the image is there for the build.
+    """
     store, stock = put_stock(stage)
     before = Fingerprint.of(store.path_of(stock))
     (tmp_path / "user-data").write_text(USER_DATA)
@@ -88,8 +94,9 @@ def test_a_cloud_image_is_built_and_workers_attach_from_it(stage: Stage, tmp_pat
     from latentvirt import Image
     c['workers'].append(LibVirtWorker(
         'minion1', None, Connection({stage.libvirtd.uri!r}, images={str(stage.images)!r}),
-        base_image=Image({str(store.path_of(built))!r}), size=Size(memory=600), start='boot'))
-    builder('b', ['minion1'], *{LOOK!r})
+        base_image=Image({str(store.path_of(built))!r}), size=Size(memory=600, disk={LARGER_MIB}),
+        start='boot'))
+    builder('b', ['minion1'], *{(*LOOK, HAS_ALL)!r})
     """
     with running(tmp_path / "master", config) as master:
         build = master.finished(master.force("b"), 600)
@@ -111,7 +118,10 @@ def test_a_command_that_fails_in_the_guest_fails_the_build(stage: Stage, tmp_pat
 
 
 def test_workers_of_a_stock_image_that_nobody_prepared(stage: Stage, tmp_path: Path) -> None:
-    """cloud-init makes a worker of a stock image, with what a person adds; the next build thaws it."""
+    """cloud-init makes a worker of a stock image, with what a person adds; the next build thaws it.
+
+    Both have all of a disk that is larger than the image.
+    """
     _, stock = put_stock(stage)
     image = stage.images / "store" / "blobs" / f"{stock.digest}.qcow2"
     file = {"path": "/etc/made-by-a-person", "content": "made"}
@@ -120,8 +130,9 @@ def test_workers_of_a_stock_image_that_nobody_prepared(stage: Stage, tmp_path: P
     from latentvirt import Connection, Image
     c['workers'].append(LibVirtWorker(
         'minion1', None, Connection({stage.libvirtd.uri!r}, images={str(stage.images)!r}),
-        base_image=Image({str(image)!r}), size=Size(memory=768), cloud_init={added!r}))
-    builder('b', ['minion1'], 'test -e /srv/ready && test -e /etc/made-by-a-person')
+        base_image=Image({str(image)!r}), size=Size(memory=768, disk={LARGER_MIB}),
+        cloud_init={added!r}))
+    builder('b', ['minion1'], 'test -e /srv/ready && test -e /etc/made-by-a-person', {HAS_ALL!r})
     """
     with running(tmp_path / "master", config) as master:
         for tier in ("freeze", "thaw"):

@@ -21,7 +21,8 @@ DEMO_PACKAGES=(
     qemu-system-x86 qemu-utils tini uidmap
 )
 TEST_PACKAGES=(
-    busybox dnsmasq-base git gnupg iproute2 iptables libvirt-clients openssh-client openssh-server ovmf swtpm swtpm-tools
+    busybox dnsmasq-base fdisk git gnupg iproute2 iptables libvirt-clients openssh-client openssh-server ovmf swtpm
+    swtpm-tools
 )
 # Installing must not leave services on a person's machine that were not there before.
 SERVICES=(

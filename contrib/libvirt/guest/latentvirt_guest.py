@@ -69,6 +69,16 @@ ROUTE_WAIT_S = 10.0
 ROUTE_POLL_S = 0.02
 RETRY_FIRST_S, RETRY_MOST_S, RETRY_FACTOR = 0.1, 1.0, 1.5
 
+GROW_FROM_SECTORS = 32768
+"""Which room behind the root partition is worth growing into: 16 MiB, more than GPT and alignment take."""
+GROW_WAIT_S = 60
+GROWERS = {
+    "ext4": "resize2fs {part}",
+    "xfs": "xfs_growfs /",
+    "btrfs": "btrfs filesystem resize max /",
+}
+"""What lets each type of file system fill its partition."""
+
 RENEWABLE = ("ssh", "dhcp", "machine-id")
 RENEWED = ("ssh", "dhcp")
 """What a VM that was thawed makes anew unless its configuration, or the host, says otherwise."""
@@ -168,6 +178,10 @@ class System:
         """Let the boot come to its end, the disk be whole and the memory small: both are saved now."""
         os.sync()
 
+    def grow_root(self) -> bool:
+        """Let the root file system fill a disk larger than its image; return whether it has grown."""
+        return False
+
     def run_errands(self) -> None:
         """Begin with what need not be done before we attach."""
 
@@ -258,6 +272,9 @@ class Linux(System):
     _drop_caches = "/proc/sys/vm/drop_caches"
     _sshd_pid = "/run/sshd.pid"
     _machine_ids = ("/etc/machine-id", "/var/lib/dbus/machine-id")
+    _mounts = "/proc/self/mountinfo"
+    _blocks = "/sys/dev/block"
+    _dev = "/dev"
     _serial_device = 3  # virtio's number for a console or serial device
 
     def __init__(self) -> None:
@@ -320,6 +337,52 @@ class Linux(System):
             with open(self._drop_caches, "w", encoding="ascii") as file:
                 file.write("3")
             time.sleep(DROP_PAUSE_S)
+
+    def grow_root(self) -> bool:
+        if self.port_path() is None:
+            return False  # no VM of latentvirt's, so nobody gave it a disk larger than its image
+        kind, folder = self._root()
+        number = _read_text(f"{folder}/partition")
+        if number is None or kind not in GROWERS or not self._has_room(folder):
+            return False
+        disk, part = (f"{self._dev}/{os.path.basename(path)}" for path in (os.path.dirname(folder), folder))
+        table = ["sfdisk", "--quiet", "--force", "--no-reread", "--no-tell-kernel", "-N", number, disk]
+        self._run(table, ", +")  # from where it begins, as far as there is room
+        self._run(["partx", "--update", "--nr", number, disk])
+        self._run(shlex.split(GROWERS[kind].format(part=part)))
+        return True
+
+    def _root(self) -> tuple[str, str]:
+        """Return the type of the root file system, and sysfs's folder of what it is on."""
+        lines = map(str.split, (_read_text(self._mounts) or "").splitlines())
+        root = [line for line in lines if line[4] == "/"][-1]
+        kind, source = root[root.index("-") + 1 :][:2]
+        number = root[2]
+        if number.startswith("0:") and source.startswith("/"):  # btrfs makes up a number of its own
+            device = os.stat(source).st_rdev
+            number = f"{os.major(device)}:{os.minor(device)}"
+        return kind, os.path.realpath(f"{self._blocks}/{number}")
+
+    def _has_room(self, folder: str) -> bool:
+        """Whether a partition is the last one of its disk, with room behind it."""
+        disk = os.path.dirname(folder)
+        end = _read_number(f"{folder}/start") + _read_number(f"{folder}/size")
+        if _read_number(f"{disk}/size") - end < GROW_FROM_SECTORS:
+            return False
+        return not any(_read_number(f"{disk}/{other}/start") >= end for other in _listdir(disk))
+
+    def _run(self, command: list[str], told: str = "") -> None:
+        done = subprocess.run(
+            command,
+            input=told,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+            timeout=GROW_WAIT_S,
+            env={**os.environ, "PATH": self.path, "LC_ALL": "C"},
+        )
+        if done.returncode:
+            raise OSError(f"{command[0]}: {' '.join(done.stdout.split())}")
 
     def _wait_for_boot(self, wait_s: float) -> None:
         if not os.path.isdir(self._systemd):
@@ -567,6 +630,11 @@ def _read_text(path: str) -> str | None:
             return file.read().strip()
     except OSError:
         return None
+
+
+def _read_number(path: str) -> int:
+    """Read a number of sysfs; what is not there is 0."""
+    return int(_read_text(path) or 0)
 
 
 class Errands:
@@ -965,6 +1033,15 @@ def settle(system: System, identity: Identity, generators: Generators, renew: tu
             note(f"{what} was not renewed: {error}")
 
 
+def grow_root(system: System) -> None:
+    """Give builds all of the disk, before we say that we are ready: what is frozen, and built in, has it."""
+    try:
+        if system.grow_root():
+            note("the root file system fills the disk now")
+    except (OSError, subprocess.SubprocessError, LookupError, ValueError) as error:
+        note(f"the root file system did not grow: {error}")
+
+
 def make_missing_host_key(system: System) -> None:
     """Let an SSH server have a key when it starts; without one a VM works as well."""
     try:
@@ -1076,6 +1153,7 @@ def main(argv: list[str] | None = None) -> int:
         if config.user is not None:
             system.look_up(config.user)
         channel = open_channel(system, wait=not config.static, path=arguments.port)
+        grow_root(system)
         identity = None
         generators = Generators()
         if channel is not None:
