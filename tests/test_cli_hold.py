@@ -63,6 +63,16 @@ def test_a_vm_is_held_and_released(fake: FakeLibvirt, anna: None) -> None:
     assert held(fake) is None
 
 
+def test_held_vms_are_counted_for_each_host(fake: FakeLibvirt, anna: None) -> None:
+    """Of each host it is seen how many of its VMs somebody holds, as a column and for programs."""
+    command(fake, *both("vm", "hold", "ours", "--for", "30 min", "--why", "look"))
+    rows = json.loads(command(fake, *both("hosts", "--json")).stdout)
+    assert [(row["uri"], row["vms"], row["held"]) for row in rows] == [(HERE, 1, 1), (THERE, 0, 0)]
+    head, one, two = (line.split() for line in command(fake, *both("hosts")).stdout.splitlines())
+    assert head[-3:] == ["VMS", "HELD", "OTHERS"]
+    assert (one[-3:], two[-3:]) == (["1", "1", "1"], ["0", "0", "0"])
+
+
 def test_a_hold_that_is_over_is_not_shown(fake: FakeLibvirt, monkeypatch: pytest.MonkeyPatch) -> None:
     """What is held no longer does not look as if it were."""
     assert command(fake, *both("vm", "hold", "ours", "--for", "1h", "--why", "look")).exit_code == 0
@@ -70,6 +80,7 @@ def test_a_hold_that_is_over_is_not_shown(fake: FakeLibvirt, monkeypatch: pytest
     later = time.time() + 3601
     monkeypatch.setattr(time, "time", lambda: later)
     assert held(fake) is None
+    assert json.loads(command(fake, "hosts", "-c", HERE, "--json").stdout)[0]["held"] == 0
 
 
 def test_holding_again_says_whose_hold_that_was(fake: FakeLibvirt, anna: None) -> None:

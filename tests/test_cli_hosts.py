@@ -122,6 +122,7 @@ def test_all_hosts_are_seen(fake: FakeLibvirt) -> None:
     first, second = json.loads(told.stdout)
     assert (first["uri"], first["vms"], first["others"]) == (HERE, 1, 1)
     assert (second["uri"], second["vms"], second["others"]) == (THERE, 0, 0)
+    assert (first["held"], second["held"]) == (0, 0)
     assert {"libvirt", "qemu", "arch", "kvm", "cpus", "memory_mib", "memory_free_mib"} <= first.keys()
     lines = command(fake, *both("hosts")).stdout.splitlines()
     assert lines[0].split()[:3] == ["HOST", "LIBVIRT", "QEMU"]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+import time
 from collections.abc import Sequence
 from typing import Any
 
@@ -30,6 +31,7 @@ class Seen:
         memory_mib: its memory.
         memory_free_mib: what new VMs could have of that.
         vms: latentvirt's VMs, whichever master's.
+        held: those of them that somebody holds.
         others: everybody else's.
     """
 
@@ -41,6 +43,7 @@ class Seen:
     memory_mib: int
     memory_free_mib: int
     vms: int
+    held: int
     others: int
 
 
@@ -48,6 +51,7 @@ async def _look(host: Host) -> Seen:
     versions, capabilities = await host.versions(), await host.capabilities()
     node, memory, used = await host.node(), await host.memory(), await host.usage()
     ours = sum(1 for use in used if use.ownership is not None)
+    now = time.time()
     return Seen(
         libvirt=_version(versions.libvirt),
         qemu=_version(versions.hypervisor),
@@ -57,6 +61,7 @@ async def _look(host: Host) -> Seen:
         memory_mib=memory.total,
         memory_free_mib=memory.available,
         vms=ours,
+        held=sum(1 for domain in await host.domains() if domain.held_at(now) is not None),
         others=len(used) - ours,
     )
 
@@ -72,7 +77,10 @@ def _version(number: int) -> str:
 @click.option("--json", "as_json", is_flag=True, help="Print a list of objects instead of a table.")
 @click.pass_obj
 def hosts(driver: Driver | None, connections: Sequence[Connection], as_json: bool) -> None:
-    """Show each host's libvirt and QEMU, whether KVM works, its size, and how many VMs run there."""
+    """Show each host's libvirt and QEMU, whether KVM works, its size, and how many VMs run there.
+
+    Of latentvirt's VMs it is told how many somebody holds; `vm list` says who, until when and why.
+    """
     answers = finish(connections, lambda: ask(connections, _look, driver))
     if as_json:
         tell_json(
@@ -85,7 +93,7 @@ def hosts(driver: Driver | None, connections: Sequence[Connection], as_json: boo
         )
     else:
         tell_table(
-            ("HOST", "LIBVIRT", "QEMU", "ARCH", "KVM", "CPUS", "MEMORY", "FREE", "VMS", "OTHERS"),
+            ("HOST", "LIBVIRT", "QEMU", "ARCH", "KVM", "CPUS", "MEMORY", "FREE", "VMS", "HELD", "OTHERS"),
             [(answer.uri, *_cells(answer.found)) for answer in answers if answer.found is not None],
         )
     sys.exit(int(tell_errors(answers)))
@@ -101,5 +109,6 @@ def _cells(seen: Seen) -> list[Any]:
         f"{seen.memory_mib} MiB",
         f"{seen.memory_free_mib} MiB",
         seen.vms,
+        seen.held,
         seen.others,
     ]
