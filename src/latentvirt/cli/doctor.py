@@ -103,9 +103,9 @@ def doctor(
     """Look for what usually goes wrong with hosts, and say how to mend it.
 
     Whether libvirt can be reached without a question being asked, versions, KVM, networks and DHCP, image
-    folders (who may pass, how much room there is), clocks, what dead masters left, and with --config also
-    what the master.cfg needs, and whether guests find their master. Run it as the master's user, on the
-    master's machine.
+    folders (who may pass, how much room there is), clocks, what dead masters left, which VMs somebody holds,
+    and with --config also what the master.cfg needs, such as images by name, and whether guests find their
+    master. Run it as the master's user, on the master's machine.
 
     Nothing is changed without --fix, which starts a network or a storage pool that is named and does not run,
     and makes an image folder that is named and not there.

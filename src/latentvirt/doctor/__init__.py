@@ -5,6 +5,6 @@ from __future__ import annotations
 from latentvirt.doctor.examining import examine
 from latentvirt.doctor.finding import Finding, Fix, Severity
 from latentvirt.doctor.mending import mend
-from latentvirt.doctor.wanted import MasterAddress, Wanted
+from latentvirt.doctor.wanted import MasterAddress, NamedImage, Wanted
 
-__all__ = ["Finding", "Fix", "MasterAddress", "Severity", "Wanted", "examine", "mend"]
+__all__ = ["Finding", "Fix", "MasterAddress", "NamedImage", "Severity", "Wanted", "examine", "mend"]

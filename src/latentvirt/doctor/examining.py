@@ -20,7 +20,9 @@ from latentvirt.doctor.folders import (
     pool_findings,
     room_finding,
 )
+from latentvirt.doctor.holds import hold_findings
 from latentvirt.doctor.hypervisor import SELINUX, kvm_finding, security_finding, version_findings
+from latentvirt.doctor.images import named_finding, varying_finding
 from latentvirt.doctor.masters import (
     address_finding,
     call,
@@ -95,6 +97,7 @@ class _Examination:
         self.way = way
         self.tell = tell
         self.found: list[Finding] = []
+        self.arch: str | None = None
         self.selinux = False
         self.qemu: tuple[int, int] | None = None
         self.shell: Shell | None = None
@@ -109,6 +112,7 @@ class _Examination:
             (self._domains, "looking for domains"),
             (self._networks, "looking at networks"),
             (self._storage, "looking at image folders"),
+            (self._named_images, "looking for images by name"),
             (self._masters, "looking for what masters left"),
             (self._addresses, "calling the master"),
         ):
@@ -129,6 +133,7 @@ class _Examination:
     async def _hypervisor(self) -> None:
         self.found += version_findings(self.uri, await self.host.versions())
         capabilities = await self.host.capabilities()
+        self.arch = capabilities.arch
         self.selinux = SELINUX in capabilities.security_models
         self.qemu = await self.host.qemu_user()
         self.shell = await self._ask_shell()
@@ -206,6 +211,13 @@ class _Examination:
             if image in seen:
                 self._note(image_finding(self.uri, seen[image], someone, self.wanted.folders))
 
+    async def _named_images(self) -> None:
+        # One that is for other architectures only goes to other hosts.
+        for wanted in self.wanted.named_images:
+            if self.arch is not None and self.arch in (wanted.archs or {self.arch}):
+                self.found.append(await _in_thread(named_finding, self.uri, wanted, self.arch, time.time()))
+        self._note(varying_finding(self.uri, self.wanted.varying))
+
     async def _estates(self) -> list[Estate]:
         # What libvirt does not know: on embed, and once the host was booted.
         seen = () if self.shell is None else self.shell.paths
@@ -229,7 +241,9 @@ class _Examination:
 
     async def _masters(self) -> None:
         if self.estates is not None:
-            self.found += estate_findings(self.uri, self.estates, time.time())
+            now = time.time()
+            self.found += estate_findings(self.uri, self.estates, now)
+            self.found += hold_findings(self.uri, self.estates, now)
             self.found += helper_findings(self.uri, self.estates, self.wanted.helper)
 
     async def _addresses(self) -> None:

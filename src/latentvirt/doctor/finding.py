@@ -55,9 +55,9 @@ class Finding:
         return self.fix is not None
 
 
-def fine(id: str, host: str, what: str) -> Finding:
-    """Say that something is as it should be."""
-    return Finding(id=id, severity=Severity.OK, host=host, what=what)
+def fine(id: str, host: str, what: str, remedy: str = "") -> Finding:
+    """Say that something is as it should be, or what can be done about it although nothing is wrong."""
+    return Finding(id=id, severity=Severity.OK, host=host, what=what, remedy=remedy)
 
 
 def warning(id: str, host: str, what: str, remedy: str, fix: Fix | None = None) -> Finding:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import attrs
 
-from latentvirt.config import Connection
+from latentvirt.config import Connection, Image
 
 
 @attrs.frozen(kw_only=True)
@@ -27,6 +27,21 @@ class MasterAddress:
 
 
 @attrs.frozen(kw_only=True)
+class NamedImage:
+    """An image of this machine's that is known by its name.
+
+    Args:
+        image: which.
+        archs: architectures that its VMs' hosts may have; empty for any.
+        workers: names of those that start from it.
+    """
+
+    image: Image
+    archs: frozenset[str]
+    workers: tuple[str, ...]
+
+
+@attrs.frozen(kw_only=True)
 class Wanted:
     """What is wanted of one host.
 
@@ -34,6 +49,8 @@ class Wanted:
         connection: the host.
         folders: image folders that are named.
         images: paths of images that VMs stand on, on the host.
+        named_images: images that are brought to the host from this machine, by name.
+        varying: names of workers whose base image depends on the build.
         networks: libvirt networks that are named.
         domains: names of those that a person must have defined.
         kvm: names of workers whose VMs must have KVM.
@@ -45,6 +62,8 @@ class Wanted:
     connection: Connection
     folders: tuple[str, ...] = ()
     images: tuple[str, ...] = ()
+    named_images: tuple[NamedImage, ...] = ()
+    varying: tuple[str, ...] = ()
     networks: tuple[str, ...] = ()
     domains: tuple[str, ...] = ()
     kvm: tuple[str, ...] = ()

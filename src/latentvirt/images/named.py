@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import platform
+
 import attrs
 
 from latentvirt.config import Image
@@ -9,7 +11,9 @@ from latentvirt.errors import ConfigError, ImageError
 from latentvirt.images.catalogue import load_catalogue
 from latentvirt.images.items import plain_arch
 from latentvirt.images.reading import ON_MASTER
-from latentvirt.images.store import BUILT, STOCK, ImageStore
+from latentvirt.images.store import BUILT, STOCK, Entry, ImageStore
+
+AS_MASTER = "run as the master's user"
 
 
 def check_named(image: Image) -> None:
@@ -45,19 +49,64 @@ def resolved(image: Image, host_arch: str) -> Image:
         ImageError: it was not built yet, or not for that architecture.
     """
     store = ImageStore()
-    name, arch = _name_of(image, store), plain_arch(image.arch or host_arch)
-    entry = store.find(name, arch, STOCK if image.stock else BUILT)
-    if entry is None and image.stock:
-        raise ImageError(
-            f"the image {name} for {arch} {ON_MASTER} was not got yet: {store.root} has none",
-            remedy=f"run as the master's user: latentvirt image pull {name} --arch {arch}",
-        )
-    if entry is None:
-        raise ImageError(
-            f"the image {name} for {arch} {ON_MASTER} was not built yet: {store.root} has none",
-            remedy=f"run as the master's user: latentvirt image build {name}",
-        )
-    path = str(store.path_of(entry))
+    entry = entry_of(image, host_arch, store)
     return attrs.evolve(
-        image, path=path, format=entry.format, name=name, os_type=None, os_version=None, arch=arch
+        image,
+        path=str(store.path_of(entry)),
+        format=entry.format,
+        name=entry.name,
+        os_type=None,
+        os_version=None,
+        arch=entry.arch,
     )
+
+
+def entry_of(image: Image, host_arch: str, store: ImageStore) -> Entry:
+    """Find what the store has of an image that has a name; blocks.
+
+    Args:
+        image: the image.
+        host_arch: architecture of the host that it is for.
+        store: where to look.
+
+    Raises:
+        ConfigError: nobody knows the name.
+        ImageError: it was not built or got yet, or not for that architecture, or is damaged.
+    """
+    name, arch = _name_of(image, store), plain_arch(image.arch or host_arch)
+    kind = STOCK if image.stock else BUILT
+    entry = store.find(name, arch, kind)
+    if entry is not None:
+        return entry
+    what, remedy = f"the image {name} for {arch} {ON_MASTER}", _way_to(name, arch, kind, store)
+    damaged = next((one for one in store.damaged() if one.of == (name, arch, kind)), None)
+    if damaged is not None:
+        remove = f"latentvirt image remove {name} --arch {arch} --kind {kind}"
+        raise ImageError(
+            f"{what} is damaged: {damaged.path}: {damaged.why}", remedy=f"remove it ({remove}), and {remedy}"
+        )
+    done = "got" if image.stock else "built"
+    raise ImageError(f"{what} was not {done} yet: {store.root} has none", remedy=remedy)
+
+
+def _way_to(name: str, arch: str, kind: str, store: ImageStore) -> str:
+    """Say how to get an image into the store."""
+    items = load_catalogue().items
+    item = items.get((name, arch))
+    archs = sorted(one.arch for one in items.values() if one.name == name)
+    pull, build = f"latentvirt image pull {name} --arch {arch}", f"latentvirt image build {name}"
+    if item is None and archs:
+        others = ", ".join(archs)
+        return f"the catalogue has it for {others} only: ask for one with requires={{'arch': '{archs[0]}'}}"
+    if kind == STOCK and (item is None or item.ready):
+        return "there is only one that is ready for workers: leave cloud_init= and stock= out"
+    if kind == STOCK or (item is not None and item.ready):
+        return f"{AS_MASTER}: {pull}"
+    if store.find(name, arch, STOCK) is None:
+        build = f"{pull} && {build}" if item is not None else f"latentvirt image build PATH --name {name}"
+    if arch != plain_arch(platform.machine()):
+        return (
+            f"make it on a machine of that architecture: {build}; then get it from there, by an entry of the "
+            "catalogue with path and ready = true"
+        )
+    return f"{AS_MASTER}: {build}"

@@ -10,10 +10,13 @@ from latentvirt import domainxml
 from latentvirt.address import master_port, split_address
 from latentvirt.config import Connection, Image
 from latentvirt.devices import USER_NETWORK
-from latentvirt.doctor import MasterAddress, Wanted
+from latentvirt.doctor import MasterAddress, NamedImage, Wanted
 from latentvirt.errors import LatentvirtError
 from latentvirt.labels import is_text
 from latentvirt.master.arguments import Arguments
+from latentvirt.master.baseimages import archs_of, read_image, written_image
+from latentvirt.master.depending import depends
+from latentvirt.master.placing import Need
 from latentvirt.master.reading import workers_in
 from latentvirt.spec import MachineSpec
 
@@ -42,7 +45,8 @@ def wanted_in(path: str, folders: Sequence[str] = ()) -> list[Wanted]:
 def _of_host(
     connection: Connection, workers: list[tuple[str, Arguments]], pb: Any, folders: Sequence[str]
 ) -> Wanted:
-    specs = [(name, arguments, _spec(name, arguments)) for name, arguments in workers]
+    needs = [(name, arguments, _need(name, arguments)) for name, arguments in workers]
+    specs = [(name, arguments, None if need is None else need.spec) for name, arguments, need in needs]
     own = [one.static_folder for _, one in workers if one.static_folder]
     if any(isinstance(one.base_image, Image) for _, one in workers) or not own:
         own.append(connection.images)
@@ -52,6 +56,8 @@ def _of_host(
         images=_once(
             image for _, one in workers if is_text(image := one.base_image) and image.startswith("/")
         ),
+        named_images=_named_images(needs),
+        varying=_once(name for name, one in workers if _varies(one)),
         networks=_once(name for _, arguments, spec in specs for name in _networks(arguments, spec)),
         domains=_once(name for name, _, spec in specs if spec is not None and _is_predefined(spec)),
         kvm=_once(name for name, one in workers if one.virt_type == "kvm"),
@@ -68,13 +74,31 @@ def _once(values: Iterable[Any]) -> tuple[Any, ...]:
     return tuple(dict.fromkeys(values))
 
 
-def _spec(name: str, arguments: Arguments) -> MachineSpec | None:
-    """Say what any build's VM is like; None if that depends on the build."""
+def _need(name: str, arguments: Arguments) -> Need | None:
+    """Say what any build needs; None if that depends on the build."""
     try:
-        need = arguments.static_need(name)
+        return arguments.static_need(name)
     except LatentvirtError:
         return None  # checkconfig, or the build, says what is wrong with it
-    return None if need is None else need.spec
+
+
+def _varies(arguments: Arguments) -> bool:
+    """Whether a worker's base image depends on the build."""
+    return depends(written_image(arguments.base_image))
+
+
+def _named_images(needs: Sequence[tuple[str, Arguments, Need | None]]) -> tuple[NamedImage, ...]:
+    found: dict[tuple[Image, frozenset[str]], list[str]] = {}
+    for name, arguments, need in needs:
+        if _varies(arguments):
+            continue
+        image = read_image(arguments.base_image, stock=arguments.cloud_init is not None)
+        if isinstance(image, Image) and image.called:
+            archs = archs_of(image) if need is None else need.wish.arch
+            found.setdefault((image, archs), []).append(name)
+    return tuple(
+        NamedImage(image=image, archs=archs, workers=tuple(names)) for (image, archs), names in found.items()
+    )
 
 
 def _first_network(arguments: Arguments, spec: MachineSpec | None) -> str | None:
