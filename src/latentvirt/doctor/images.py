@@ -7,9 +7,10 @@ from collections.abc import Sequence
 
 from latentvirt.doctor.finding import Finding, fine, problem
 from latentvirt.doctor.wanted import NamedImage
+from latentvirt.durations import DAY_S
 from latentvirt.errors import ImageError
 from latentvirt.images.catalogue import load_catalogue
-from latentvirt.images.download import DAY_S, DEFAULT_MAX_AGE_DAYS
+from latentvirt.images.download import DEFAULT_MAX_AGE_DAYS
 from latentvirt.images.items import Item
 from latentvirt.images.named import AS_MASTER, entry_of
 from latentvirt.images.store import STOCK, Entry, ImageStore
