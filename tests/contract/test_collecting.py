@@ -2,8 +2,13 @@
 
 from __future__ import annotations
 
+import os
 import shutil
+import signal
+import subprocess
+import sys
 from collections.abc import Iterator
+from pathlib import Path
 
 import attrs
 import pytest
@@ -17,7 +22,8 @@ from latentvirt.images import collecting
 from latentvirt.images.collecting import Collection
 from latentvirt.images.naming import CopyName, Listing, LockName, directory_in, pool_over
 from latentvirt.images.shelf import Shelf, open_shelf
-from latentvirt.names import FileName
+from latentvirt.images.store import ROOT_VARIABLE
+from latentvirt.names import FileName, is_look_pool
 from latentvirt.storage import Storage, open_storage
 from reactorthread import run
 
@@ -25,6 +31,43 @@ LOOKER = "00000000000000aa"
 ANOTHER = "fedcba9876543210"
 COPIES = 30
 MIB = 1024**2
+REMOVED_WHEN_KILLED = 10
+
+COMMAND = f"""
+import sys, time
+from latentvirt.cli import main
+from latentvirt.host import storage
+from latentvirt.images import collecting
+from latentvirt.images.naming import CopyName
+from latentvirt.images.shelf import PoolShelf
+
+point, removed = sys.argv[1], 0
+look, delete = storage._make_look_pool, PoolShelf.delete
+
+def stop():
+    print("stands still", file=sys.stderr, flush=True)
+    time.sleep(3600)
+
+def look_and_stop(*arguments):
+    look(*arguments)
+    stop()
+
+async def delete_and_stop(shelf, name):
+    global removed
+    if removed == {REMOVED_WHEN_KILLED}:
+        stop()
+    await delete(shelf, name)
+    removed += CopyName.parse(name) is not None
+
+if point == "looking":
+    storage._make_look_pool = look_and_stop
+if point == "removing":
+    PoolShelf.delete = delete_and_stop
+if point != "waiting":
+    collecting.GRACE_S = 0.0
+main(sys.argv[2:])
+"""
+"""The command, which stands still at a point, or not; where it waits by itself it is as it is for people."""
 
 
 class Killed(Exception):
@@ -214,6 +257,71 @@ def test_a_collection_that_was_broken_off_is_gone_on_with(
     run(scene.collection().collect())
     assert scene.there() == {2, 6}
     assert scene.left() == []
+
+
+def gc(scene: Scene, store: Path, point: str = "") -> subprocess.Popen[str]:
+    """Run `latentvirt image gc` in a process of its own, until a point if one is named."""
+    arguments = ["image", "gc", "-c", scene.host.uri, "--folder", scene.backend.images]
+    return subprocess.Popen(
+        [sys.executable, "-c", COMMAND, point, *arguments],
+        env={**os.environ, ROOT_VARIABLE: str(store)},
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+
+
+def kill_gc(scene: Scene, store: Path, point: str, says: str) -> None:
+    """Run it until it says something, and end it there as nothing can hinder."""
+    with gc(scene, store, point) as process:
+        assert process.stderr is not None
+        said = []
+        for line in process.stderr:
+            said.append(line)
+            if says in line:
+                break
+        process.kill()
+    assert process.returncode == -signal.SIGKILL, said
+
+
+def test_a_collection_is_killed_and_run_again(scene: Scene, tmp_path: Path) -> None:
+    """Killed as it looks, as it waits and as it removes, it has lost nothing; the next one ends it.
+
+    All that it removes is what nothing needs: what masters and people have is as it was.
+    """
+    if scene.backend.driver is not None or scene.host.connection.is_embed:
+        pytest.skip("another process cannot have this libvirt")
+    scene.backend.define(domain_xml("persons", disk=scene.path(20), marked=None))
+    scene.backend.add_image("persons.qcow2")
+    scene.stand(3, 0)
+    frozen = scene.stand(11, 0)
+    run(scene.storages[0].create_empty(attrs.evolve(frozen, kind="frozen", target="x")))
+    needed = {3, 11, 20}
+    try:
+        kill_gc(scene, tmp_path, "looking", "stands still")
+        assert scene.there() == set(range(COPIES))
+        kill_gc(scene, tmp_path, "waiting", "waiting 60 s")
+        assert scene.there() == needed
+        scene.stand(6, 1)  # by a start that had chosen it before
+        needed.add(6)
+        masters = [run(storage.names()) for storage in scene.storages]
+        kill_gc(scene, tmp_path, "removing", "stands still")
+        assert scene.there() == needed
+        copies = [name for name in run(scene.shelf.names()) if CopyName.parse(name)]
+        assert len(copies) == COPIES - REMOVED_WHEN_KILLED
+        with gc(scene, tmp_path) as process:
+            _, said = process.communicate()
+        assert process.returncode == 0, said
+        assert scene.there() == needed
+        assert scene.left() == []
+        assert [run(storage.names()) for storage in scene.storages] == masters
+        assert "persons.qcow2" in (scene.backend.listing(scene.backend.images) or [])
+    finally:
+        person = scene.backend.direct()
+        person.lookupByName("persons").undefine()
+        for pool in person.listAllStoragePools(0):
+            if is_look_pool(pool.name()):
+                pool.destroy()  # of the look that was killed
 
 
 def test_what_is_being_copied_stays(scene: Scene) -> None:

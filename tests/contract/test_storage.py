@@ -14,7 +14,7 @@ from contract.backends import OURS, OWNER, STORAGE, Backend, Embed, Fake, InMemo
 from latentvirt.domainxml import Layer
 from latentvirt.errors import AlreadyExists, HostError, ImageError, NotFound
 from latentvirt.host import Host
-from latentvirt.names import FileName, Lease, directory_name, pool_name
+from latentvirt.names import FileName, Lease, directory_name, look_pool_name, pool_name
 from latentvirt.storage import Storage, backing_chain, open_storage
 from reactorthread import run
 
@@ -226,6 +226,27 @@ def test_looking_leaves_no_pool_behind(backend: Backend, host: Host, storage: St
     with pytest.raises(NotFound):
         run(storage.image(f"{backend.images}/lonely/missing.qcow2"))
     assert run(host.pools()) == before
+
+
+def test_a_look_that_was_killed_is_in_nobodys_way(
+    backend: Backend, host: Host, storage: Storage, able: Able
+) -> None:
+    """Where somebody's process died while it looked, others see what is there, and what came later."""
+    able(STORAGE)
+    folder = f"{backend.images}/killed"
+    backend.add_image("early.qcow2", folder=folder)
+    name = look_pool_name("f" * 16, folder)
+    xml = f"<pool type='dir'><name>{name}</name><target><path>{escape(folder)}</path></target></pool>"
+    left = backend.direct().storagePoolCreateXML(xml, 0)
+    try:
+        path = backend.add_image("late.qcow2", folder=folder)
+        assert run(storage.image(path)).path == path
+        assert run(host.folder(folder, probe_pool="latentvirt-contract-look")) == [
+            "early.qcow2",
+            "late.qcow2",
+        ]
+    finally:
+        left.destroy()
 
 
 def test_many_looks_at_once(backend: Backend, host: Host, storage: Storage) -> None:

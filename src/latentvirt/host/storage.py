@@ -238,21 +238,31 @@ def _through_a_pool(connection: Any, path: str, probe_pool: str) -> Iterator[Any
 @contextmanager
 def _pool_over(connection: Any, path: str, probe_pool: str) -> Iterator[Any]:
     """Yield an active pool that has seen what is in a file's folder now."""
-    try:
-        pool = _make_look_pool(connection, probe_pool, path)
-    except libvirt.libvirtError:
-        # One has this folder already, or ours was left there by a process that died while it looked.
-        theirs = _in_the_way(connection, probe_pool, posixpath.dirname(path))
-        if theirs is not None:
-            # Somebody's active pool has not seen the file yet; two pools on one folder would be worse.
-            theirs.refresh(0)
-            yield theirs
-            return
-        pool = _make_look_pool(connection, probe_pool, path)
+    pool, ours = _look_pool(connection, path, probe_pool)
     try:
         yield pool
     finally:
-        pool.destroy()
+        if ours:
+            pool.destroy()
+
+
+def _look_pool(connection: Any, path: str, probe_pool: str) -> tuple[Any, bool]:
+    """Find or make that pool, and say whether it goes after the look."""
+    try:
+        return _make_look_pool(connection, probe_pool, path), True
+    except libvirt.libvirtError:
+        pass  # one has this folder already, or ours was left there by a process that died while it looked
+    for tries_left in reversed(range(POOL_TRIES)):
+        theirs = _in_the_way(connection, probe_pool, posixpath.dirname(path))
+        if theirs is None:
+            break
+        # Another's look takes a moment; if it does not end, its process has died.
+        if not is_look_pool(theirs.name()) or not tries_left:
+            # It has not seen the file yet; two pools on one folder would be worse.
+            theirs.refresh(0)
+            return theirs, False
+        time.sleep(POOL_PAUSE_S)
+    return _make_look_pool(connection, probe_pool, path), True
 
 
 def list_folder(connection: Any, folder: str, probe_pool: str) -> list[str]:
@@ -277,13 +287,13 @@ def _make_look_pool(connection: Any, name: str, path: str) -> Any:
 
 
 def _in_the_way(connection: Any, probe_pool: str, folder: str) -> Any | None:
-    """Find the person's pool over a folder; one of ours that was left there goes."""
+    """Find somebody's pool over a folder; one of ours that was left there goes."""
     found = None
     for pool, directory in _active_pools(connection):
         if pool.name() == probe_pool:
             pool.destroy()
-        elif directory == folder and not is_look_pool(pool.name()):
-            found = pool  # another master's is there for a moment only; then we look again
+        elif directory == folder:
+            found = pool
     return found
 
 
