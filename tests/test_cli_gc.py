@@ -156,6 +156,24 @@ def test_the_images_of_this_machine_and_of_its_master_stay(shelves: Shelves, tmp
     assert len(shelves.there()) == 3
 
 
+def test_a_master_that_names_an_image_of_this_machine_is_no_obstacle(
+    shelves: Shelves, tmp_path: Path
+) -> None:
+    """With a master.cfg whose base image is a name, not a path, copies are collected all the same."""
+    config = tmp_path / "master.cfg"
+    config.write_text(
+        "from buildbot.plugins import schedulers, util\n"
+        "from latentvirt import Connection, LibVirtWorker, Size\n"
+        f"c = BuildmasterConfig = {{'workers': [LibVirtWorker('w', 'p', Connection({URI!r}),"
+        " base_image='debian-12', size=Size())], 'protocols': {'pb': {'port': 'tcp:9989'}},"
+        " 'builders': [util.BuilderConfig(name='b', workernames=['w'], factory=util.BuildFactory())],"
+        " 'schedulers': [schedulers.ForceScheduler('f', builderNames=['b'])]}\n"
+    )
+    told = gc(shelves, "--config", str(config))
+    assert told.exit_code == 0, told.output
+    assert [path.rpartition("/")[2][:8] for path in shelves.there()] == [digest(b"used")[:8]]
+
+
 def test_what_is_left_on_this_machine_goes(shelves: Shelves) -> None:
     """Files of the store that no name leads to go, and so does half a download of long ago; others stay."""
     store = ImageStore()

@@ -124,7 +124,7 @@ def _wanted(config: str | None) -> dict[str, str]:
         from latentvirt.master.reading import images_in  # Buildbot takes a second to load
 
         for image in images_in(config):
-            if image.at is None:
+            if image.path and image.at is None:  # those with a name are this machine's
                 wanted[_digest_of(image.path)] = f"{config} names {image.path}"
     return wanted
 
