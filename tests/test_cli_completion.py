@@ -31,7 +31,11 @@ def test_the_docs_say_what_makes_a_shell_complete(shell: str) -> None:
 
 @pytest.mark.parametrize(
     ("words", "offered"),
-    [("latentvirt ho", ["hosts"]), ("latentvirt vm re", ["release"]), ("latentvirt image g", ["gc"])],
+    [
+        ("latentvirt ho", ["hosts"]),
+        ("latentvirt vm re", ["release"]),
+        ("latentvirt image pu", ["pull", "push"]),
+    ],
 )
 def test_commands_are_completed(words: str, offered: list[str]) -> None:
     """Commands in modules of their own are offered, too."""

@@ -37,6 +37,7 @@ class Flights(Generic[T]):
     def __init__(self, hand_on: Callable[[Callable[[], object]], object] = lambda call: call()) -> None:
         self._hand_on = hand_on
         self._flights: dict[Hashable, _Flight[T]] = {}
+        self._tasks: set[defer.Deferred[Any]] = set()
 
     def join(
         self, key: Hashable, begin: Callable[[Say], Coroutine[Any, Any, T]], say: Say = say_nothing
@@ -59,8 +60,16 @@ class Flights(Generic[T]):
         flight.waiting[waiter] = say
         if begins:
             flight.task = defer.ensureDeferred(begin(flight.say))
+            self._tasks.add(flight.task)
             flight.task.addBoth(self._landed, key, flight)
         return waiter
+
+    async def over(self) -> None:
+        """Wait until all has ended that was begun, also what nobody waits for and tidies up."""
+        for task in list(self._tasks):
+            ended: defer.Deferred[None] = defer.Deferred()
+            task.chainDeferred(ended)
+            await ended
 
     def _leave(self, key: Hashable, flight: _Flight[T], waiter: defer.Deferred[T]) -> None:
         flight.waiting.pop(waiter, None)
@@ -71,6 +80,8 @@ class Flights(Generic[T]):
                 flight.task.cancel()
 
     def _landed(self, result: Any, key: Hashable, flight: _Flight[T]) -> None:
+        if flight.task is not None:
+            self._tasks.discard(flight.task)
         if self._flights.get(key) is flight:
             del self._flights[key]
         waiting, flight.waiting = flight.waiting, {}

@@ -26,6 +26,16 @@ def image_folder(hd_image: str | None, base_image: str | None) -> str | None:
     return posixpath.dirname(image) if image else None
 
 
+def folder_of_copies(hd_image: str | None, images: str) -> str:
+    """Say in which folder on the host the copy of an `Image` goes.
+
+    Args:
+        hd_image: path of the disk image that a build gets; None if none is named.
+        images: the host's own folder.
+    """
+    return image_folder(hd_image, None) or images
+
+
 def _as_nic(given: str | Nic) -> Nic:
     return Nic(given) if isinstance(given, str) else given
 

@@ -140,14 +140,20 @@ async def ask(
         try:
             return Answer(connection.uri, found=await question(host))
         except LatentvirtError as error:
-            return Answer(connection.uri, error=_explained(error, connection))
+            return Answer(connection.uri, error=explained(error, connection))
         finally:
             await host.close()
 
     return await defer.gatherResults([defer.ensureDeferred(ask_one(one)) for one in connections])
 
 
-def _explained(error: LatentvirtError, connection: Connection) -> LatentvirtError:
+def explained(error: LatentvirtError, connection: Connection) -> LatentvirtError:
+    """Say of an error what to do where somebody else has the host.
+
+    Args:
+        error: what went wrong there.
+        connection: of the host.
+    """
     if isinstance(error, HostUnreachable) and connection.is_embed:
         error.remedy = (
             "only one process at a time can use the root of an embedded libvirt: if a master runs that has "

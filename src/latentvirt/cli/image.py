@@ -10,6 +10,7 @@ FURTHER = {
     "gc": "latentvirt.cli.image_gc",
     "list": "latentvirt.cli.image_list",
     "pull": "latentvirt.cli.image_pull",
+    "push": "latentvirt.cli.image_push",
     "remove": "latentvirt.cli.image_remove",
     "build": "latentvirt.cli.image_build",
 }

@@ -33,12 +33,29 @@ class Progress(Protocol):
         """End what was begun last."""
 
 
+class Several(Protocol):
+    """Tells how several things go at the same time."""
+
+    def another(self) -> Progress:
+        """Make what tells of one more of them."""
+
+    def say(self, line: str) -> None:
+        """Tell what happens, in a line that says of which it is."""
+
+
 @contextlib.contextmanager
 def progress() -> Iterator[Progress]:
     """Tell how work goes, as long as this is held."""
+    with several() as telling:
+        yield telling.another()
+
+
+@contextlib.contextmanager
+def several() -> Iterator[Several]:
+    """Tell how work goes of which several things are done at once, as long as this is held."""
     console = Console(stderr=True, highlight=False, markup=False, emoji=False)
     if not console.is_terminal:
-        yield _Lines()
+        yield _Pipe()
         return
     columns = (
         rich.progress.TextColumn("{task.description}", markup=False),
@@ -48,26 +65,47 @@ def progress() -> Iterator[Progress]:
         rich.progress.TimeRemainingColumn(),
     )
     with rich.progress.Progress(*columns, console=console, transient=True) as bar:
-        yield _Bar(bar)
+        yield _Terminal(bar)
+
+
+class _Terminal:
+    def __init__(self, bar: rich.progress.Progress) -> None:
+        self._bar = bar
+
+    def another(self) -> Progress:
+        return _Bar(self._bar)
+
+    def say(self, line: str) -> None:
+        self._bar.console.print(line, soft_wrap=True)
+
+
+class _Pipe:
+    def another(self) -> Progress:
+        return _Lines()
+
+    def say(self, line: str) -> None:
+        click.echo(line, err=True)
 
 
 class _Bar:
     def __init__(self, bar: rich.progress.Progress) -> None:
         self._bar = bar
         self._task: rich.progress.TaskID | None = None
-        self._what = ""
+        self._shown = False
 
     def begin(self, what: str) -> None:
         self.end()
-        self._what = what
+        self._task = self._bar.add_task(what, total=None)
+        self._shown = False
 
     def say(self, line: str) -> None:
         self._bar.console.print(line, soft_wrap=True)
 
     def progress(self, done: int, length: int | None) -> None:
-        if self._task is None:
-            self._task = self._bar.add_task(self._what, total=length)
-        self._bar.update(self._task, completed=done, total=length)
+        if self._task is not None:
+            # At once for the first time: what is soon over is to be seen, too.
+            self._bar.update(self._task, completed=done, total=length, refresh=not self._shown)
+            self._shown = True
 
     def end(self) -> None:
         if self._task is not None:

@@ -29,6 +29,21 @@ TRIES_OF_AN_IMAGE = 3
 """How often an image that changes while it is read is begun anew."""
 
 
+@attrs.frozen
+class Brought:
+    """An image on a host.
+
+    Args:
+        path: where it lies there.
+        identity: what it is; None if it is used where it lies anyway, and nobody has read it.
+        copied: whether it was brought there just now; else it was there.
+    """
+
+    path: str
+    identity: Identity | None = None
+    copied: bool = False
+
+
 @attrs.define
 class _Known:
     found: Found
@@ -57,7 +72,11 @@ class Library:
         self._identities: dict[Image, tuple[Identity, float]] = {}
 
     async def path_on(self, host: Host, folder: str, image: Image, say: Say = say_nothing) -> str:
-        """Say where an image lies on a host, after bringing it there if it is not there yet.
+        """Say where an image lies on a host; as `bring`, and return no more than that."""
+        return (await self.bring(host, folder, image, say)).path
+
+    async def bring(self, host: Host, folder: str, image: Image, say: Say = say_nothing) -> Brought:
+        """See to it that an image is on a host: bring it there if it is not there yet.
 
         Who waits may be cancelled; a copy under way goes on as long as somebody else waits for it.
 
@@ -68,7 +87,7 @@ class Library:
             say: takes lines for the build's page, at most one in two seconds.
 
         Returns:
-            Its path on that host.
+            Where it is.
 
         Raises:
             ConfigError: the image's arguments cannot be right.
@@ -81,20 +100,24 @@ class Library:
             named = image
             image = await in_thread(self._reactor, lambda _: resolved(named, arch))
         if image.at is not None and image.at.uri == host.uri:
-            return image.path
+            return Brought(image.path)
         place = self._place(host, folder)
         for left in reversed(range(TRIES_OF_AN_IMAGE)):
             source = self._sources.of(image)
             try:
                 identity = await self._identity(image, source, say)
                 found = await self._bring(place, folder, image, identity, source, say)
-                return place.shelf.path_of(str(found.name))
+                return Brought(place.shelf.path_of(str(found.name)), identity, found.made)
             except Changed:
                 self._sources.forget()
                 self._identities.clear()
                 if not left:
                     raise
         raise AssertionError("the last try returns or raises")
+
+    async def over(self) -> None:
+        """Wait until no copy is under way, also those that nobody waits for and that clear up."""
+        await self._copies.over()
 
     def _place(self, host: Host, folder: str) -> Place:
         key = (host.uri, folder)
@@ -124,7 +147,7 @@ class Library:
             return await Transfer(place, image, identity, source, self._permits, say, self._reactor).bring()
 
         found = await self._copies.join(key, bring, say)
-        self._known[key] = _Known(found, self._reactor.seconds())
+        self._known[key] = _Known(attrs.evolve(found, made=False), self._reactor.seconds())
         return found
 
     async def _is_still_there(self, place: Place, key: tuple[str, str, Identity]) -> bool:

@@ -10,6 +10,26 @@ from latentvirt.flights import Say
 SAY_EVERY_S = 2.0
 
 
+class HowFar(str):
+    """A line that says how far something got, and the numbers in it, for who can show them otherwise."""
+
+    what: str
+    """What is done."""
+
+    moved: int
+    """Bytes that have gone."""
+
+    total: int
+    """All of them."""
+
+    @classmethod
+    def of(cls, what: str, moved: int, total: int) -> HowFar:
+        """Write the line."""
+        line = cls(f"{what}: {moved // BYTES_PER_MIB} of {-(-total // BYTES_PER_MIB)} MiB")
+        line.what, line.moved, line.total = what, moved, total
+        return line
+
+
 class Telling:
     """Tell how far one copy got.
 
@@ -30,4 +50,4 @@ class Telling:
         now = self._reactor.seconds()
         if now >= self._next:
             self._next = now + SAY_EVERY_S
-            self._say(f"{self._what}: {moved // BYTES_PER_MIB} of {-(-total // BYTES_PER_MIB)} MiB")
+            self._say(HowFar.of(self._what, moved, total))

@@ -66,10 +66,12 @@ class Found:
     Args:
         name: of its file.
         modified: tells this content from another.
+        made: whether it was made just now.
     """
 
     name: CopyName
     modified: str
+    made: bool = False
 
 
 @attrs.define
@@ -245,7 +247,7 @@ class Transfer:
             raise
         took = self.reactor.seconds() - began
         self.say(f"{self._doing}: done, {-(-identity.length // BYTES_PER_MIB)} MiB in {took:.1f} s")
-        return Found(name, modified)
+        return Found(name, modified, made=True)
 
     async def _verified(self, name: CopyName, lock: _Lock) -> str:
         """Compare what is there with what is to be; the bytes sent have been by now, as they were read."""

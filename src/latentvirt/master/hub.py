@@ -39,7 +39,7 @@ from latentvirt.master.sweeping import Sweeping
 from latentvirt.master.tries import Tries
 from latentvirt.names import slot_of_domain
 from latentvirt.planning import Plan
-from latentvirt.spec import MachineSpec, image_folder
+from latentvirt.spec import MachineSpec, folder_of_copies
 from latentvirt.storage import Storage, open_storage
 from latentvirt.tiers import Identify
 
@@ -180,7 +180,7 @@ class Hub(SharedService):
         Returns:
             The spec, with the paths of the copies.
         """
-        folder = image_folder(spec.hd_image, None) or record.connection.images
+        folder = folder_of_copies(spec.hd_image, record.connection.images)
         if spec.image is not None:
             spec = spec.with_copy(await self.library.path_on(record.host, folder, spec.image, say), folder)
         if spec.cloud_init is not None:
