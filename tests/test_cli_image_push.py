@@ -463,6 +463,10 @@ def watch():
     for hang in hangs:
         hang.entered.acquire()
     print("sending", flush=True)
+    if {like_ssh!r}:
+        sys.stdin.readline()
+        for uri in (here.ONE, here.TWO):
+            fake.inspect(uri).break_connections()
 
 def left():
     print("left:", [sorted(here.shelf(fake.inspect(uri))) for uri in (here.ONE, here.TWO)], flush=True)
@@ -473,17 +477,39 @@ main(["image", "push", "debian-12", "-c", here.ONE, "-c", here.TWO], obj=fake)
 """
 
 
+def program(*, like_ssh: bool = False) -> list[str]:
+    """Make a program that pushes to two hosts and gets stuck while it sends.
+
+    Args:
+        like_ssh: whether its connections break when it reads a line.
+    """
+    return [sys.executable, "-c", BROKEN_OFF.format(paths=[str(HERE)], like_ssh=like_ssh)]
+
+
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_broken_off_it_leaves_no_half_image(store: ImageStore, number: signal.Signals) -> None:
     """Ctrl-C and SIGTERM end the copies to all hosts, and neither half a file nor a lock stays."""
     put(store, "debian-12")
-    process = subprocess.Popen(
-        [sys.executable, "-c", BROKEN_OFF.format(paths=[str(HERE)])], stdout=subprocess.PIPE, text=True
-    )
-    assert process.stdout is not None
-    with process:
+    with subprocess.Popen(program(), stdout=subprocess.PIPE, text=True) as process:
+        assert process.stdout is not None
         assert process.stdout.readline() == "sending\n"
         process.send_signal(number)
+        rest = process.stdout.read()
+    assert (process.returncode, rest) == (INTERRUPTED, "left: [[], []]\n")
+
+
+def test_ctrl_c_that_ends_ssh_as_well_leaves_no_half_image(store: ImageStore) -> None:
+    """On a terminal Ctrl-C gets to the ssh of each connection, too; that is cleared up after all the same."""
+    put(store, "debian-12")
+    with subprocess.Popen(
+        program(like_ssh=True), stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+    ) as process:
+        assert process.stdin is not None
+        assert process.stdout is not None
+        assert process.stdout.readline() == "sending\n"
+        process.send_signal(signal.SIGINT)
+        process.stdin.write("\n")
+        process.stdin.flush()
         rest = process.stdout.read()
     assert (process.returncode, rest) == (INTERRUPTED, "left: [[], []]\n")
 
@@ -494,7 +520,7 @@ def test_on_a_terminal_each_host_has_a_bar(store: ImageStore) -> None:
     leader, follower = pty.openpty()
     environment = {**os.environ, "COLUMNS": "120", "TERM": "xterm"}
     process = subprocess.Popen(
-        [sys.executable, "-c", BROKEN_OFF.format(paths=[str(HERE)])],
+        program(),
         stdout=subprocess.PIPE,
         stderr=follower,
         env=environment,

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import os
+import queue
 import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -24,12 +25,14 @@ from latentvirt.images import transfer as transfer_module
 from latentvirt.images.head import format_of
 from latentvirt.images.naming import Listing, directory_in
 from latentvirt.testing import FakeFile, FakeHostState, FakeLibvirt
+from latentvirt.testing.trouble import Hang, connection_lost
 from reactorthread import on_reactor, run
 
 FOLDER = "/images"
 SHELF = directory_in(FOLDER)
 OWNERS = ("0123456789abcdef", "fedcba9876543210")
 MIB = 1024**2
+NO_CONNECT = 38
 
 
 def qcow2(length: int = MIB, *, seed: bytes = b"x", backing: bool = False, features: int = 0) -> bytes:
@@ -236,6 +239,67 @@ def test_the_last_who_is_called_off_ends_the_copy(scene: Scene) -> None:
         if not scene.files():
             break
         threading.Event().wait(0.01)
+    assert scene.files() == {}
+    assert scene.bring(image) in scene.state.files
+
+
+def _called_off(scene: Scene, image: Image, after: str, method: str) -> dict[str, bytes]:
+    """Call a copy off during the first call of a method after another; returns what is there in the end."""
+    hangs: queue.Queue[Hang] = queue.Queue()
+    scene.state.trouble.before_next(after, lambda: hangs.put(scene.state.trouble.hang(method)))
+    doing, wait = scene.begin(image)
+    hang = hangs.get(timeout=30)
+    assert hang.entered.acquire(timeout=30)
+    on_reactor(doing.cancel)
+    with pytest.raises(defer.CancelledError):
+        wait()
+    hang.release()
+    run(scene.masters[0][0].over())
+    return scene.files()
+
+
+@pytest.mark.parametrize(
+    ("after", "method"),
+    [
+        ("pool.listVolumes", "pool.createXML"),
+        ("pool.createXML", "pool.createXML"),
+        ("pool.createXML", "volume.upload"),
+        ("volume.upload", "stream.send"),
+        ("stream.finish", "pool.createXML"),
+    ],
+)
+def test_a_copy_that_is_called_off_is_cleared_up_whatever_it_was_doing(
+    scene: Scene, after: str, method: str
+) -> None:
+    """Also a lock, a file or a marker that is just being made is gone when the copying is over."""
+    scene.bring(scene.image(qcow2(seed=b"other")))
+    before = scene.files()
+    assert _called_off(scene, scene.image(), after, method) == before
+
+
+def test_clearing_up_is_not_called_off(scene: Scene) -> None:
+    """A build that is stopped while the remains of its copy are removed does not leave them."""
+    scene.state.trouble.fail_next("stream.send", NO_CONNECT)
+    assert _called_off(scene, scene.image(), "stream.send", "pool.storageVolLookupByName") == {}
+
+
+@pytest.mark.parametrize("deleted", [1, 2])
+def test_what_is_cleared_up_is_so_over_another_connection(scene: Scene, deleted: int) -> None:
+    """A connection that breaks while a copy is cleared up leaves neither half a file nor a lock."""
+    image = scene.image()
+    trouble = scene.state.trouble
+    trouble.fail_next("stream.send", NO_CONNECT)
+
+    def break_at(deletes_left: int) -> None:
+        if deletes_left:
+            trouble.before_next("volume.delete", lambda: break_at(deletes_left - 1))
+        else:
+            scene.state.break_connections()
+            raise connection_lost()
+
+    break_at(deleted)
+    with pytest.raises(HostError):
+        scene.bring(image)
     assert scene.files() == {}
     assert scene.bring(image) in scene.state.files
 

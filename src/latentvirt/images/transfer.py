@@ -10,6 +10,7 @@ from __future__ import annotations
 import hashlib
 import logging
 import posixpath
+from collections.abc import Awaitable, Callable
 from typing import Any
 
 import attrs
@@ -17,13 +18,22 @@ from twisted.internet import defer, task
 from twisted.python.failure import Failure
 
 from latentvirt.config import BYTES_PER_MIB, Image
-from latentvirt.errors import AlreadyExists, HostError, HostUnreachable, ImageError, LatentvirtError, NotFound
+from latentvirt.errors import (
+    AlreadyExists,
+    HostError,
+    HostTimeout,
+    HostUnreachable,
+    ImageError,
+    LatentvirtError,
+    NotFound,
+)
 from latentvirt.flights import Say
 from latentvirt.images.naming import CopyName, Listing, LockName
 from latentvirt.images.reading import Identity
 from latentvirt.images.shelf import Read, Shelf
 from latentvirt.images.source import Source
 from latentvirt.images.telling import Telling
+from latentvirt.images.unbroken import unbroken
 
 logger = logging.getLogger(__name__)
 
@@ -185,7 +195,7 @@ class Transfer:
         # Before the lock, since this may take long, and a lock that does not move is taken for a dead one's.
         read = await self.source.open(self.identity, self.say)
         name = listing.locks[-1].next if listing.locks else LockName(self.identity.digest, 1)
-        lock = await self._create_lock(name)
+        lock = await unbroken(self._create_lock(name), late=self._release)
         if lock is None:
             return None
         try:
@@ -204,7 +214,7 @@ class Transfer:
             self.say(f"{self._doing}: another master has taken it over ({error.what})")
             return None
         finally:
-            await self._release(lock)
+            await unbroken(self._release(lock))
 
     async def _create_lock(self, name: LockName) -> _Lock | None:
         try:
@@ -226,7 +236,7 @@ class Transfer:
         self._check_room(await shelf.room())
         name = CopyName.new(identity.digest, identity.format)
         try:
-            await shelf.create(str(name))
+            await unbroken(shelf.create(str(name)))
             telling = Telling(self.reactor, self.say, self._doing)
             telling.progress(0, identity.length)
             began = self.reactor.seconds()
@@ -235,12 +245,12 @@ class Transfer:
             modified = await self._verified(name, lock)
             if await self._seen(str(lock.name)) != lock.modified:
                 raise self._failed("the lock is another's")
-            await shelf.create(name.marker)
+            await unbroken(shelf.create(name.marker))
             # Who takes over removes what has no marker, maybe just before it had one.
             if await self._seen(str(name)) != modified:
                 raise self._failed("it was removed as soon as it was there")
         except BaseException as error:
-            await self._undo(name)
+            await unbroken(self._undo(name))
             if isinstance(error, HostError) and not isinstance(error, (HostUnreachable, NotFound)):
                 # What libvirt says of a full disk has no code of its own.
                 self._check_room(await shelf.room())
@@ -300,18 +310,43 @@ class Transfer:
 
     async def _undo(self, name: CopyName) -> None:
         """Remove a copy that came to nothing, its marker first."""
-        try:
+
+        async def remove() -> None:
             await self.place.shelf.delete(name.marker)
             await self.place.shelf.delete(str(name))
+
+        try:
+            await self._insist(remove)
         except LatentvirtError as error:
             logger.warning("%s: half a copy stays until the next one is made: %s", self.place.uri, error)
 
-    async def _release(self, lock: _Lock) -> None:
+    async def _release(self, lock: _Lock | None) -> None:
         """Remove our lock, if it is still ours; whoever holds one of that name by now made it anew."""
+        if lock is None:
+            return
         name = str(lock.name)
-        try:
+
+        async def remove() -> None:
             if await self._seen(name) == lock.modified:
                 await self.place.shelf.delete(name)
+
+        try:
+            await self._insist(remove)
         except LatentvirtError as error:
             self.place.left[name] = lock.modified
             logger.warning("%s: a lock stays until the next copy is made: %s", self.place.uri, error)
+
+    async def _insist(self, remove: Callable[[], Awaitable[None]]) -> None:
+        """Remove something, once more if the connection breaks meanwhile: then the next call opens another.
+
+        Ctrl-C on a terminal ends the ssh under a connection, too: it gets there as to all of a command.
+        """
+        was_open = self.place.shelf.host.is_open
+        try:
+            await remove()
+        except HostTimeout:
+            raise
+        except HostUnreachable:
+            if not was_open:
+                raise
+            await remove()
