@@ -4,7 +4,7 @@
 #   mark=TEXT      write TEXT at the start of /dev/vda, after saying what was there
 #   channel        say ready on the channel each second, answer an identity with attaching; on the console say
 #                  the name and the start in it, a UUID of the kernel's and the time
-#   lv.channel     the same, and prepare for a freeze when asked
+#   lv.channel     the same, and prepare for a freeze, and rehearse, when asked
 #   lv.mute-after-thaw  do not react to an identity that says that we were thawed, nor say ready then
 #   devices        at the start, and again with each identity: say of each network card its address, and of each
 #                  disk but the first its sectors, serial and beginning, and write there that it was used
@@ -82,6 +82,11 @@ channel() {
             quiet_until=$(($(uptime_s) + 3))
             continue
         fi
+        if [ "$(of say)" = rehearse ]; then
+            say rehearsed
+            tell '"say": "rehearsed"'
+            continue
+        fi
         if grep -q lv.mute-after-thaw /proc/cmdline && echo "$line" | grep -q '"thawed": true'; then
             say "heard, and mute"
             return
@@ -134,7 +139,7 @@ for word in $(cat /proc/cmdline); do
             ;;
         devices) devices boot ;;
         channel) channel & ;;
-        lv.channel) channel '"freeze"' & ;;
+        lv.channel) channel '"freeze", "rehearse"' & ;;
         dhcp) dhcp & ;;
         after=*) later "${word#after=}" & ;;
     esac

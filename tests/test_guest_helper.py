@@ -88,6 +88,9 @@ def never() -> None:
 
 
 FREEZE = b'{"latentvirt": 1, "say": "freeze"}'
+REHEARSE = b'{"latentvirt": 1, "say": "rehearse"}'
+PREPARED: Any = {"freeze": (lambda _: None, "frozen")}
+"""A guest that has nothing to do to be frozen."""
 
 
 PUBLIC = f"ssh-ed25519 {'A' * 68}"
@@ -163,13 +166,13 @@ def test_an_identity_shows_no_password(guest: ModuleType) -> None:
 def test_ready_is_said_until_the_identity_comes(guest: ModuleType, ends: tuple[Host, Any]) -> None:
     """A host that connects late hears from the guest all the same."""
     host, channel = ends
-    assert guest.wait_for_identity(channel, guest.Linux(), 0.001, never) is None
+    assert guest.wait_for_identity(channel, guest.Linux(), 0.001, {}) is None
     host.says(identity())
-    assert guest.wait_for_identity(channel, guest.Linux(), None, never).name == "minion1"
+    assert guest.wait_for_identity(channel, guest.Linux(), None, {}).name == "minion1"
     for _ in range(2):
         said = host.hears()
         assert (said["say"], said["helper"], said["system"]) == ("ready", guest.VERSION, "linux")
-        assert said["can"] == ["freeze"]
+        assert said["can"] == ["freeze", "rehearse"]
 
 
 @pytest.mark.parametrize("line", [b"rubbish", b"x" * 200_000], ids=["rubbish", "too long"])
@@ -181,7 +184,7 @@ def test_a_bad_line_is_answered_and_forgiven(
     pieces = [line[start : start + 50_000] for start in range(0, len(line), 50_000)]
     pieces += [b"\n" + identity() + b"\n"]
     monkeypatch.setattr(channel._port, "read", lambda timeout_s: pieces.pop(0))
-    assert guest.wait_for_identity(channel, guest.Linux(), None, never).name == "minion1"
+    assert guest.wait_for_identity(channel, guest.Linux(), None, {}).name == "minion1"
     assert host.hears()["say"] == "ready"
     error = host.hears()
     assert error["say"] == "error"
@@ -197,7 +200,7 @@ def test_a_host_that_left_in_the_middle_of_a_line_is_forgotten(
     _, channel = ends
     pieces: list[bytes | None] = [identity()[:40], None, identity(name="second") + b"\n"]
     channel._port.read = lambda timeout_s: pieces.pop(0)
-    assert guest.wait_for_identity(channel, guest.Linux(), None, never).name == "second"
+    assert guest.wait_for_identity(channel, guest.Linux(), None, {}).name == "second"
 
 
 class Clock:
@@ -242,7 +245,8 @@ def test_a_guest_prepares_for_the_freeze_and_is_silent(guest: ModuleType, hurrie
     """A memory image is taken of a guest that has prepared, and in whose output nothing is half said."""
     clock, channel = hurried(FREEZE + b"\n")
     prepared: list[float] = []
-    heard = guest.wait_for_identity(channel, guest.Linux(), 4, lambda: prepared.append(clock.now), clock)
+    asked = {"freeze": (lambda _: prepared.append(clock.now), "frozen")}
+    heard = guest.wait_for_identity(channel, guest.Linux(), 4, asked, clock)
     assert heard is None
     assert prepared == [0.0]
     said = [(0.0, "ready"), (0.0, "frozen")]
@@ -253,7 +257,7 @@ def test_a_guest_prepares_for_the_freeze_and_is_silent(guest: ModuleType, hurrie
 def test_a_frozen_guest_has_its_whole_time_again(guest: ModuleType, hurried: Any) -> None:
     """An image with a static identity as well does not use it while its host makes a memory image of it."""
     clock, channel = hurried(FREEZE + b"\n")
-    assert guest.wait_for_identity(channel, guest.Linux(), 4, lambda: None, clock) is None
+    assert guest.wait_for_identity(channel, guest.Linux(), 4, PREPARED, clock) is None
     assert clock.now == 4 + guest.FREEZE_QUIET_S
 
 
@@ -261,7 +265,7 @@ def test_a_frozen_guest_has_its_whole_time_again(guest: ModuleType, hurried: Any
 def test_a_thawed_guest_hears_the_first_line(guest: ModuleType, hurried: Any, between: list[Any]) -> None:
     """Whether the channel's other end was seen to close or not, the identity after a thaw is not lost."""
     clock, channel = hurried(FREEZE + b"\n", *between, identity(thawed=True) + b"\n")
-    heard = guest.wait_for_identity(channel, guest.Linux(), None, lambda: None, clock)
+    heard = guest.wait_for_identity(channel, guest.Linux(), None, PREPARED, clock)
     assert (heard.name, heard.thawed) == ("minion1", True)
     assert [said for _, said in clock.said] == ["ready", "frozen"]
 
@@ -269,14 +273,14 @@ def test_a_thawed_guest_hears_the_first_line(guest: ModuleType, hurried: Any, be
 def test_a_guest_may_be_frozen_again(guest: ModuleType, hurried: Any) -> None:
     """A host whose first attempt at a memory image failed may ask for another."""
     clock, channel = hurried(FREEZE + b"\n", FREEZE + b"\n", identity() + b"\n")
-    assert guest.wait_for_identity(channel, guest.Linux(), None, lambda: None, clock).name == "minion1"
+    assert guest.wait_for_identity(channel, guest.Linux(), None, PREPARED, clock).name == "minion1"
     assert [said for _, said in clock.said] == ["ready", "frozen", "frozen"]
 
 
 def test_a_system_that_cannot_be_made_new_refuses_the_freeze(guest: ModuleType, hurried: Any) -> None:
     """Where the kernel's random numbers cannot be stirred, no host makes two VMs of one memory."""
     clock, channel = hurried(FREEZE + b"\n", identity() + b"\n")
-    assert guest.wait_for_identity(channel, guest.FreeBSD(), None, never, clock).name == "minion1"
+    assert guest.wait_for_identity(channel, guest.FreeBSD(), None, {}, clock).name == "minion1"
     assert [said for _, said in clock.said] == ["ready", "error"]
 
 
@@ -657,14 +661,21 @@ def pb_server() -> Iterator[tuple[subprocess.Popen[str], int]]:
             server.terminate()
 
 
-def test_the_helper_becomes_a_worker(pb_server: tuple[subprocess.Popen[str], int], tmp_path: Path) -> None:
-    """A real worker logs in with the channel's password, which is in no file, output or argument."""
+@pytest.mark.parametrize("rehearses", [False, True], ids=["at once", "after a rehearsal"])
+def test_the_helper_becomes_a_worker(
+    guest: ModuleType, pb_server: tuple[subprocess.Popen[str], int], tmp_path: Path, rehearses: bool
+) -> None:
+    """A real worker logs in with the channel's password, which is in no file, output or argument.
+
+    A rehearsal before that attaches as well, and leaves nothing behind.
+    """
     server, port = pb_server
     basedir = tmp_path / "worker"
     master_end, slave = os.openpty()
     tty.setraw(slave)
     config = write_config(tmp_path, user=None, basedir=str(basedir))
     command = [sys.executable, str(HELPER), "--config", config, "--port", os.ttyname(slave)]
+    before = set(os.listdir(guest.Linux.scratch))
     with (
         subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True) as helper,
         os.fdopen(master_end, "r+b", buffering=0) as channel,
@@ -673,6 +684,10 @@ def test_the_helper_becomes_a_worker(pb_server: tuple[subprocess.Popen[str], int
             heard = b""
             while b'"ready"' not in heard:
                 heard += os.read(master_end, 4096)
+            if rehearses:
+                channel.write(REHEARSE + b"\n")
+                while b'"rehearsed"' not in heard:
+                    heard += os.read(master_end, 4096)
             channel.write(
                 identity(name="minion_1", master=f"127.0.0.1:{port}", time=..., entropy=...) + b"\n"
             )
@@ -688,6 +703,9 @@ def test_the_helper_becomes_a_worker(pb_server: tuple[subprocess.Popen[str], int
     os.close(slave)
     assert helper.returncode == 0
     assert "attaching as minion_1" in output
+    assert "rehearsal" not in output
+    assert set(os.listdir(guest.Linux.scratch)) <= before
+    assert "rehearsal" not in os.listdir(basedir)
     assert "CPUs" in (basedir / "info" / "host").read_text()
     left = b"".join(file.read_bytes() for file in tmp_path.rglob("*") if file.is_file())
     assert SECRET.encode() not in left + arguments + output.encode()

@@ -21,7 +21,7 @@ FLOORS = (
     {"line"},
     {"machine"},
     {"tiers"},
-    {"freezing"},
+    {"freezing", "rehearsing"},
     {"livedomain"},
     {"preparing", "listening"},
     {"frozen"},

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import base64
+import json
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -16,6 +18,7 @@ from latentvirt.hosts import Hosts
 from latentvirt.master.record import HostRecord
 from latentvirt.master.worker import LibVirtWorker
 from latentvirt.testing import FakeGuest
+from latentvirt.testing.domain import FakeDomain
 from latentvirt.testing.trouble import connection_lost
 from reactorthread import on_reactor, run
 from stagemaster import Build, StageMaster, close_stage, open_stage
@@ -81,11 +84,45 @@ def until(true: Callable[[], bool]) -> None:
         on_reactor(lambda: None)
 
 
-def paused(master: StageMaster) -> int:
-    """Count the VMs that wait."""
+def untold(master: StageMaster) -> list[FakeDomain]:
+    """List the VMs that nobody has told who they are."""
     host = master.fake.inspect(URI)
-    domains = [host.domain(name) for name in host.running()]
-    return sum(1 for domain in domains if domain is not None and domain.state == libvirt.VIR_DOMAIN_PAUSED)
+    found = [host.domain(name) for name in host.running()]
+    return [
+        domain for domain in found if domain is not None and domain.guest and domain.guest.identity is None
+    ]
+
+
+def paused(master: StageMaster) -> int:
+    """Count the VMs that wait, once none of them rehearses any more."""
+    until(lambda: all(domain.state == libvirt.VIR_DOMAIN_PAUSED for domain in untold(master)))
+    return len(untold(master))
+
+
+class Rehearsing(FakeGuest):
+    """A guest that notes its rehearsals.
+
+    Args:
+        answers: whether it comes to the end of one.
+    """
+
+    def __init__(self, *, answers: bool = True) -> None:
+        super().__init__(says_ready=True, can=("freeze", "rehearse") if answers else ("freeze",))
+        self.rehearsals: list[dict[str, Any]] = []
+
+    def on_channel(self, data: bytes) -> None:
+        """Note what it is to rehearse."""
+        said = json.loads(data)
+        if said["say"] == "rehearse":
+            self.rehearsals.append(said)
+            if "rehearse" not in self.can:
+                return
+        super().on_channel(data)
+
+
+def rehearsals(master: StageMaster) -> list[dict[str, Any]]:
+    """List what the VMs that are there were told to rehearse."""
+    return [told for domain in untold(master) for told in domain.guest.rehearsals]  # type: ignore[union-attr]
 
 
 def test_as_many_stand_by_as_idle_workers_ask_for(master: StageMaster) -> None:
@@ -177,6 +214,75 @@ def test_a_standby_that_fails_is_replaced(master: StageMaster) -> None:
     assert paused(master) == 1
     assert master.fake.inspect(URI).domain(name) is not domain
     assert "tier standby" in built(worker)
+
+
+def test_a_vm_rehearses_before_it_stands_by(master: StageMaster) -> None:
+    """A standby has the right time, random numbers of its own, and attached once, before a build takes it."""
+    master.fake.inspect(URI).guests = lambda domain: Rehearsing()
+    worker = a_worker(master, "a", standby=True)
+    tend(master, worker)
+    until(lambda: len(rehearsals(master)) == 1)
+    assert paused(master) == 1
+    (told,) = rehearsals(master)
+    assert len(base64.b64decode(told["entropy"])) == 64
+    assert told["time"] > 0
+    assert not {"name", "password", "master"} & told.keys()
+    assert "tier standby" in built(worker)
+
+
+def test_a_build_does_not_wait_for_the_end_of_a_rehearsal(master: StageMaster) -> None:
+    """A standby can be taken as soon as it was thawed, in the middle of its rehearsal as well."""
+    master.fake.inspect(URI).guests = lambda domain: Rehearsing(answers=False)
+    worker = a_worker(master, "a", standby=True)
+    tend(master, worker)
+    until(lambda: len(rehearsals(master)) == 1)
+    (domain,) = untold(master)
+    assert domain.state == libvirt.VIR_DOMAIN_RUNNING
+    assert "tier standby" in built(worker)
+    assert domain.guest is not None
+    assert domain.guest.identity is not None
+
+
+def test_a_guest_that_cannot_rehearse_stands_by_all_the_same(master: StageMaster) -> None:
+    """An image with an older helper has standbys as before."""
+    master.fake.inspect(URI).guests = lambda domain: FakeGuest(says_ready=True, can=("freeze",))
+    worker = a_worker(master, "a", standby=True)
+    tend(master, worker)
+    assert paused(master) == 1
+    assert "tier standby" in built(worker)
+
+
+def test_a_frozen_image_whose_guest_is_mute_is_gone_before_a_build_meets_it(
+    master: StageMaster, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """A guest that does not answer at its rehearsal costs a build nothing; its image is made anew."""
+    guests: list[FakeGuest] = []
+
+    def guest(domain: FakeDomain) -> FakeGuest:
+        # Only the first one is not waited for: on a slow machine a good one needs its time.
+        monkeypatch.setattr("latentvirt.rehearsing.REHEARSE_S", 60.0 if guests else 0.1)
+        guests.append(FakeGuest(says_ready=True, mute_after_thaw=not guests))
+        return guests[-1]
+
+    master.fake.inspect(URI).guests = guest
+    worker = a_worker(master, "a", standby=True)
+    tend(master, worker)
+    until(lambda: len(guests) == 2)
+    until(lambda: paused(master) == 1)
+    assert "the thawed guest did not answer within" in caplog.text
+    assert "tier standby" in built(worker)
+
+
+def test_a_master_that_stops_in_a_rehearsal_leaves_nothing_of_it() -> None:
+    """Who stops the master does not wait for a guest that rehearses."""
+    master = open_stage()
+    host = master.fake.inspect(URI)
+    host.add_file(BASE)
+    host.guests = lambda domain: Rehearsing(answers=False)
+    tend(master, a_worker(master, "a", standby=True))
+    until(lambda: len(rehearsals(master)) == 1)
+    close_stage(master)
+    assert host.running() == []
 
 
 def test_nothing_is_left_of_a_standby_when_the_master_stops() -> None:

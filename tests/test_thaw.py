@@ -276,9 +276,12 @@ def test_two_starts_that_freeze_at_once(scene: Scene) -> None:
 
 
 def test_a_standby_waits_paused_and_goes_on_for_a_build(scene: Scene) -> None:
-    """A VM that stands by runs nothing until a build takes it, and is gone when it is given up."""
+    """A VM that stands by has rehearsed, runs nothing until a build takes it, and is gone when given up."""
     machine = scene.machine()
     run(machine.hold())
+    scene.ear.lines.until(lambda lines: any(f"{SAYS}rehearsed" in line for line in lines))
+    while "pause" not in scene.ear.steps:
+        run(scene.host.memory())
     assert scene.stage.libvirtd.virsh("domstate", "minion1").strip() == "paused"
     assert not any(f"{SAYS}start" in line for line in scene.ear.lines.all)
     assert machine.machine is not None

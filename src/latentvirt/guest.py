@@ -2,7 +2,8 @@
 
 One JSON object a line, in UTF-8, both ways. The guest says it is ready, again and again; the host answers
 once with who the guest is; the guest says that it attaches, or what is wrong. Before that the host may have a
-guest that can do so make itself ready to be frozen: it then falls silent until it is told who it is.
+guest that can do so make itself ready to be frozen, or rehearse its attachment: it then falls silent for a
+while.
 """
 
 from __future__ import annotations
@@ -20,6 +21,8 @@ LONGEST_LINE = 64 * 1024
 ENTROPY_BYTES = 64
 FREEZE = "freeze"
 """The word in what a guest `can` that says that it understands `freeze_line`."""
+REHEARSE = "rehearse"
+"""The same for `rehearse_line`."""
 MOST_ABILITIES = 16
 LONGEST_WORD = 64
 
@@ -62,6 +65,11 @@ class Prepared:
 
 
 @attrs.frozen
+class Rehearsed:
+    """The guest has done once what it does to attach, and waits to be told who it is."""
+
+
+@attrs.frozen
 class Attaching:
     """The guest took its identity and connects.
 
@@ -83,7 +91,7 @@ class Complaint:
     why: str
 
 
-Message = Ready | Prepared | Attaching | Complaint
+Message = Ready | Prepared | Rehearsed | Attaching | Complaint
 
 
 class GuestReader:
@@ -119,6 +127,8 @@ def _message(line: bytes) -> Message | None:
         return Ready(helper, system, _words(said.get("can")))
     if kind == "frozen":
         return Prepared()
+    if kind == "rehearsed":
+        return Rehearsed()
     if kind == "attaching":
         return Attaching(read_keys(said.get("ssh")))
     if kind == "error":
@@ -144,6 +154,15 @@ def freeze_line() -> bytes:
     return _line(say=FREEZE)
 
 
+def rehearse_line(*, now: float) -> bytes:
+    """Write the line that asks a thawed guest to become a VM of its own, and to rehearse its attachment.
+
+    Args:
+        now: seconds since the epoch.
+    """
+    return _line(say=REHEARSE, time=now, entropy=_entropy())
+
+
 def identity_line(identity: Identity, *, start: str, now: float, thawed: bool = False) -> bytes:
     """Write the line that tells a guest who it is, with the time and fresh entropy.
 
@@ -161,10 +180,14 @@ def identity_line(identity: Identity, *, start: str, now: float, thawed: bool = 
         master=identity.master,
         start=start,
         time=now,
-        entropy=base64.b64encode(secrets.token_bytes(ENTROPY_BYTES)).decode(),
+        entropy=_entropy(),
         **({"thawed": True} if thawed else {}),
         **({"ssh_host_key": {"private": key.private, "public": str(key.public)}} if key else {}),
     )
+
+
+def _entropy() -> str:
+    return base64.b64encode(secrets.token_bytes(ENTROPY_BYTES)).decode()
 
 
 def _line(**said: object) -> bytes:

@@ -17,8 +17,10 @@ from latentvirt.guest import (
     Message,
     Prepared,
     Ready,
+    Rehearsed,
     freeze_line,
     identity_line,
+    rehearse_line,
 )
 from latentvirt.host import ByteStream, Host
 from latentvirt.names import CHANNEL_PORT
@@ -46,6 +48,10 @@ class GuestListener(Protocol):
 
     def prepared(self) -> None:
         """The guest has made itself ready to be frozen."""
+        ...
+
+    def rehearsed(self) -> None:
+        """The guest has rehearsed its attachment, or complains of what it was asked."""
         ...
 
     def attaching(self, told: Attaching, worker: str) -> None:
@@ -189,6 +195,7 @@ class Listening:
             self._listener.console(
                 [self._log.redact(f"[latentvirt: the guest's helper says: {message.why}]")]
             )
+            self._listener.rehearsed()
         elif isinstance(message, Attaching):
             # Once for each identity: a guest may say it as often as it likes.
             if self._told_at is not None and not self._answered:
@@ -196,6 +203,8 @@ class Listening:
                 self._listener.attaching(message, self._worker)
         elif isinstance(message, Prepared):
             self._listener.prepared()
+        elif isinstance(message, Rehearsed):
+            self._listener.rehearsed()
         elif self._not_told_lately and self._listener.ready(message):
             telling = defer.ensureDeferred(self.tell_identity(thawed=self._thawed))
             telling.addErrback(self._told_badly)
@@ -233,6 +242,11 @@ class Listening:
         """Ask the guest to make its memory small, and to be silent, for it will be frozen."""
         if self._channel is not None:
             await self._host.write(self._channel, freeze_line())
+
+    async def ask_to_rehearse(self) -> None:
+        """Ask the guest to do once what it will do when it is told who it is."""
+        if self._channel is not None:
+            await self._host.write(self._channel, rehearse_line(now=self._now()))
 
     def _told_badly(self, failure: object) -> None:
         self._listener.console([f"[latentvirt: the guest could not be told who it is: {failure}]"])

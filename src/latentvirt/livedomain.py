@@ -132,6 +132,11 @@ class LiveDomain:
         await self.step("resume", self.host.resume(self.uuid))
         self.resumed = True
 
+    async def pause(self) -> None:
+        """Let its guest stand still, with all that it has."""
+        await self.step("pause", self.host.pause(self.uuid))
+        self.resumed = False
+
     async def _clear_place(self) -> bool:
         return await clear_place(self.host, self.plan.spec, self.ownership, self.claimed)
 

@@ -312,7 +312,7 @@ class Machine:
         # What a start has asked the host for may still come; only after that can it be undone.
         stopped = StartCancelled("the VM was stopped", host=self.host.uri, domain=self.name)
         self._tell_failure(stopped)
-        self._tiers.prepared()
+        self._tiers.wait_no_more()
         await self._work.over()
         held = await self.held_until()
         if held is not None and self._tiers.live is not None:

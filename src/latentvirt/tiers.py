@@ -14,6 +14,8 @@ from latentvirt.errors import (
     BadFrozenImage,
     CannotThaw,
     ConfigError,
+    GuestFailed,
+    HostFull,
     HostUnreachable,
     LatentvirtError,
     NotFound,
@@ -21,19 +23,17 @@ from latentvirt.errors import (
 )
 from latentvirt.freezing import freeze
 from latentvirt.frozen import FrozenImage, FrozenStore
-from latentvirt.guest import Attaching, Identity, Ready
+from latentvirt.guest import FREEZE, Attaching, Identity, Ready
 from latentvirt.host import DomainNews, Host
 from latentvirt.listening import Listener, Listening
 from latentvirt.livedomain import LiveDomain
 from latentvirt.planning import Plan
+from latentvirt.rehearsing import REHEARSE_S, Rehearsal
 from latentvirt.storage import Storage
 from latentvirt.undertaking import Undertaking
 
 ANSWER_S = 20.0
 """How long a thawed guest may take to say that it attaches; it was running already when it was frozen."""
-
-FREEZE = "freeze"
-"""What a guest's helper says that it can, if it can make itself ready to be frozen."""
 
 NOT_NOTED = "[latentvirt: the guest's SSH host keys could not be noted"
 
@@ -110,6 +110,7 @@ class Tiers:
     _network_address: str | None = attrs.field(init=False, default=None)
     _to_freeze: bool = attrs.field(init=False, default=False)
     _prepared: defer.Deferred[None] | None = attrs.field(init=False, default=None)
+    _rehearsal: Rehearsal | None = attrs.field(init=False, default=None)
     _answer: Any = attrs.field(init=False, default=None)
     """A timer that runs for as long as a thawed guest has not answered."""
 
@@ -188,7 +189,10 @@ class Tiers:
             self.frozen.distrust(image)
             raise
         if self.owner.holding:
+            rehearsal = self._rehearsal = Rehearsal(live, self.clock)
             self.owner.held()
+            if self._rehearsal is rehearsal:  # else a build has waited for it, and has it by now
+                self.owner.in_background(self._rehearse(rehearsal, image))
             return True
         await self.go_on()
         return True
@@ -197,9 +201,26 @@ class Tiers:
         """Let a thawed guest run, tell it at once who it is, and see to it that it answers."""
         live = self.live
         assert live is not None
+        rehearsal, self._rehearsal = self._rehearsal, None
+        if rehearsal is not None:
+            await rehearsal.call_off()
         self._answer = self.clock.callLater(ANSWER_S, self._no_answer, f"it was silent for {ANSWER_S:g} s")
-        await live.resume()
+        if not live.resumed:
+            await live.resume()
         await live.listening.tell_identity(thawed=True)
+
+    async def _rehearse(self, rehearsal: Rehearsal, image: FrozenImage) -> None:
+        """Let a guest that stands by rehearse; one that does not answer would be of no use to a build."""
+        assert self.frozen is not None
+        try:
+            if await rehearsal.go_through():
+                return
+        except HostFull:
+            return  # then it waits as it is
+        why = f"the thawed guest did not answer within {REHEARSE_S:g} s"
+        self.frozen.proved_bad(self.plan.fingerprint)
+        await self._discard(image, why)
+        raise GuestFailed(why)
 
     def _new_live(self) -> LiveDomain:
         ownership = self.claim.begin()
@@ -254,11 +275,21 @@ class Tiers:
         self.owner.in_background(self._freeze())
         return False
 
+    def wait_no_more(self) -> None:
+        """Let what waits for the guest's word go on, and come to its end."""
+        self.prepared()
+        self.rehearsed()
+
     def prepared(self) -> None:
         """The guest has made itself ready to be frozen."""
         prepared, self._prepared = self._prepared, None
         if prepared is not None:
             prepared.callback(None)
+
+    def rehearsed(self) -> None:
+        """The guest has rehearsed its attachment, or cannot."""
+        if self._rehearsal is not None:
+            self._rehearsal.replied()
 
     def attaching(self, told: Attaching, worker: str) -> None:
         """The guest took its identity, and may have told its SSH host keys."""

@@ -28,12 +28,14 @@ import signal
 import socket
 import subprocess
 import sys
+import tempfile
 import time
 import uuid
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from functools import partial
+from typing import Any, NamedTuple, NoReturn
 
-VERSION = "3"
+VERSION = "4"
 PROTOCOL = 1
 PORT_NAME = "org.latentvirt.worker.0"
 MAX_LINE = 64 * 1024
@@ -48,6 +50,9 @@ FREEZE_QUIET_S = 2.0
 BOOT_WAIT_S = 20.0
 """How long to wait, before we are frozen, for the rest of the boot: else each thaw would go through it."""
 BOOT_POLL_S = 0.2
+REHEARSAL_S = 20.0
+"""How long a rehearsal may take; an emulated processor needs some seconds for it."""
+REHEARSAL_POLL_S = 0.02
 DROP_PASSES, DROP_PAUSE_S = 3, 0.2
 """How often to drop the kernel's caches: what one pass gives up lets go of more a moment later."""
 PORT_GRACE_S = 2.0
@@ -149,6 +154,7 @@ class System:
     user: str | None = "buildbot"
     ssh = "/etc/ssh"
     path = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
+    scratch: str | None = None
 
     def __init__(self) -> None:
         self._people: dict[str, tuple[Any, list[int], str]] = {}
@@ -188,6 +194,12 @@ class System:
     def renew(self, what: str) -> None:
         """Make one of `RENEWABLE` anew, which the memory or the disk of other VMs has as well."""
         raise OSError(f"this helper does not know how on {self.name}")
+
+    def rehearse_renewal(self, folder: str) -> None:
+        """Do what `renew` will do, as far as it leaves no trace outside of a folder that is removed."""
+        if any(map(_HOST_KEY.fullmatch, _listdir(self.ssh))):
+            for kind in ("ecdsa", "ed25519"):
+                subprocess.run([_ssh_keygen(), "-q", "-t", kind, "-N", "", "-f", f"{folder}/{kind}"])
 
     def make_missing_host_key(self) -> None:
         """Where there is an SSH server and no host key at all, make one: of this VM's own."""
@@ -262,7 +274,8 @@ class System:
 
 class Linux(System):
     name = "linux"
-    can = ("freeze",)
+    can = ("freeze", "rehearse")
+    scratch = "/dev/shm"  # never on a disk
     _ports = "/sys/class/virtio-ports"
     _devices = "/sys/bus/virtio/devices"
     _cards = "/sys/class/net"
@@ -754,18 +767,8 @@ def read_line(line: bytes) -> dict[str, Any]:
     return said
 
 
-def parse_identity(said: dict[str, Any]) -> Identity:
-    """Read who the host says we are.
-
-    Raises:
-        HelperError: it does not; the message says why and holds nothing of the line's values.
-    """
-    if said.get("say") != "identity":
-        raise HelperError('the host can only say "identity" or "freeze" here')
-    for key in ("name", "password"):
-        if not isinstance(said.get(key), str) or not said[key]:
-            raise HelperError(f'"{key}" must be a text that is not empty')
-    host, port = parse_master(said.get("master"))
+def parse_news(said: dict[str, Any]) -> tuple[float | None, bytes]:
+    """Read the time and the entropy that the host sends along."""
     now = said.get("time")
     if now is not None and (isinstance(now, bool) or not isinstance(now, (int, float)) or not now > 0):
         raise HelperError('"time" must be seconds since 1970')
@@ -773,13 +776,27 @@ def parse_identity(said: dict[str, Any]) -> Identity:
         entropy = base64.b64decode(said.get("entropy", ""), validate=True)
     except (ValueError, TypeError):
         raise HelperError('"entropy" must be base64') from None
+    return now, entropy
+
+
+def parse_identity(said: dict[str, Any]) -> Identity:
+    """Read who the host says we are.
+
+    Raises:
+        HelperError: it does not; the message says why and holds nothing of the line's values.
+    """
+    if said.get("say") != "identity":
+        raise HelperError('the host can only say "identity", "freeze" or "rehearse" here')
+    for key in ("name", "password"):
+        if not isinstance(said.get(key), str) or not said[key]:
+            raise HelperError(f'"{key}" must be a text that is not empty')
+    host, port = parse_master(said.get("master"))
     return Identity(
         said["name"],
         said["password"],
         host,
         port,
-        now,
-        entropy,
+        *parse_news(said),
         str(said.get("start", "")),
         said.get("thawed") is True,
         parse_renew(said["renew"]) if "renew" in said else None,
@@ -883,22 +900,28 @@ class Channel:
         """Choose how long to sleep between two looks for a host, while there is none."""
         self._port.idle_s = idle_s
 
+    def listen(self, timeout_s: float) -> bool:
+        """Wait until there is a line to `hear`; False if none came in time."""
+        until = time.monotonic() + timeout_s
+        while not self._heard:
+            left = until - time.monotonic()
+            if left <= 0:
+                return False
+            data = self._port.read(left)
+            if data is None:
+                self._lines = Lines()
+            else:
+                self._heard += self._lines.feed(data)
+        return True
+
     def hear(self, timeout_s: float) -> bytes | None:
         """Return one line, or None if none came in time.
 
         Raises:
             HelperError: the host said more than a line may hold.
         """
-        until = time.monotonic() + timeout_s
-        while not self._heard:
-            left = until - time.monotonic()
-            if left <= 0:
-                return None
-            data = self._port.read(left)
-            if data is None:
-                self._lines = Lines()
-            else:
-                self._heard += self._lines.feed(data)
+        if not self.listen(timeout_s):
+            return None
         line = self._heard.pop(0)
         if line is None:
             raise HelperError(f"a line holds at most {MAX_LINE} bytes")
@@ -909,12 +932,13 @@ def wait_for_identity(
     channel: Channel,
     system: System,
     wait_s: float | None,
-    prepare: Callable[[], None],
+    asked: dict[str, tuple[Callable[[dict[str, Any]], None], str]],
     clock: Callable[[], float] = time.monotonic,
 ) -> Identity | None:
     """Say ready until the host says who we are; None if it did not within `wait_s` (None: for ever).
 
-    Before that the host may ask us to be ready to be frozen: we `prepare`, say so and are silent for a while.
+    Before that the host may ask us for something that the system can: `asked` has what we do, by the host's
+    word, and what we say when it is done; then we are silent for a while, since we will be paused.
     """
     until = None if wait_s is None else clock() + wait_s
     next_ready = clock()
@@ -928,16 +952,18 @@ def wait_for_identity(
             if line is None or not line.strip():
                 continue
             said = read_line(line)
-            if said.get("say") != "freeze" or "freeze" not in system.can:
+            word = said.get("say")
+            if word not in system.can or word not in asked:
                 return parse_identity(said)
         except HelperError as error:
             note(f"the host said something else than an identity: {error}")
             channel.say(say="error", why=str(error))
         else:
-            prepare()
-            channel.say(say="frozen")
+            do, done = asked[word]
+            do(said)
+            channel.say(say=done)
             channel.idle(FROZEN_IDLE_S)
-            # What runs now are the host's next moments, and then those after the thaw.
+            # What runs now are the host's next moments, and then those after the pause.
             next_ready = clock() + FREEZE_QUIET_S
             until = None if wait_s is None else next_ready + wait_s
     return None
@@ -1135,6 +1161,89 @@ def run_worker(config: Config, identity: Identity) -> int:
     return 0
 
 
+# ---------------------------------------------------------------------------------------------------------
+# The rehearsal
+
+
+def rehearse(
+    config: Config, system: System, generators: Generators, channel: Channel, said: dict[str, Any]
+) -> None:
+    """Become a VM of its own, and attach in a child, to a master that the child is itself.
+
+    Who comes next finds everything in the memory and in the processor's caches, above all in those of an
+    emulated processor, which translates what it never ran. Whatever fails only makes the next time slower; a
+    host that speaks ends it.
+    """
+    now, entropy = parse_news(said)
+    ourselves = Identity(socket.gethostname(), "", "127.0.0.1", 0, now, entropy)
+    settle(system, ourselves, generators, ())
+    if system.scratch is None or config.protocol != "pb":
+        return
+    try:
+        folder = tempfile.mkdtemp(prefix="latentvirt-", dir=system.scratch)
+    except OSError as error:
+        note(f"no rehearsal: {error}")
+        return
+    try:
+        system.make_basedir(folder, config.user)
+        child = os.fork()
+        if not child:
+            _rehearse_attaching(config._replace(basedir=folder), system, ourselves)
+        until = time.monotonic() + REHEARSAL_S
+        while (ended := os.waitpid(child, os.WNOHANG)) == (0, 0):
+            if time.monotonic() > until or channel.listen(REHEARSAL_POLL_S):
+                os.kill(child, signal.SIGKILL)
+                ended = os.waitpid(child, 0)
+                break
+        if ended[1]:
+            note("the rehearsal did not come to its end")
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+def _rehearse_attaching(config: Config, system: System, identity: Identity) -> NoReturn:
+    """Do, in a child of its own, what a worker does until it is attached, unseen."""
+    status = 1
+    try:
+        nowhere = os.open(os.devnull, os.O_RDWR)
+        for stream in (0, 1, 2):
+            os.dup2(nowhere, stream)
+        system.rehearse_renewal(config.basedir)
+        if config.user is not None:
+            system.become(config.user)
+        os.chdir(config.basedir)
+        greeted: list[bool] = []
+        run_worker(config, identity._replace(port=_listen_as_master(identity, greeted)))
+        status = int(greeted != [True])
+    finally:
+        os._exit(status)
+
+
+def _listen_as_master(identity: Identity, greeted: list[bool]) -> int:
+    """Be a master that ends it all as soon as its worker is attached; returns the port that it listens on."""
+    from twisted.cred.checkers import InMemoryUsernamePasswordDatabaseDontUse
+    from twisted.cred.portal import Portal
+    from twisted.internet import reactor
+    from twisted.internet.defer import ensureDeferred
+    from twisted.spread import pb
+
+    async def greet(worker: Any) -> None:
+        await worker.callRemote("print", "attached")
+        await worker.callRemote("getWorkerInfo")
+        await worker.callRemote("setBuilderList", [("rehearsal", "rehearsal")])
+        greeted.append(True)
+
+    class Realm:
+        def requestAvatar(self, name: str, worker: Any, *interfaces: Any) -> tuple[Any, ...]:  # noqa: N802
+            ensureDeferred(greet(worker)).addBoth(lambda _: reactor.stop())
+            return interfaces[0], pb.Avatar(), lambda: None
+
+    checker = InMemoryUsernamePasswordDatabaseDontUse()
+    checker.addUser(identity.name.encode(), identity.password.encode())
+    factory = pb.PBServerFactory(Portal(Realm(), [checker]))
+    return int(reactor.listenTCP(identity.port, factory, interface=identity.host).getHost().port)
+
+
 def main(argv: list[str] | None = None) -> int:
     system = this_system()
     parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
@@ -1162,7 +1271,10 @@ def main(argv: list[str] | None = None) -> int:
                 channel,
                 system,
                 config.channel_wait_s if config.static else None,
-                lambda: prepare_freeze(system, generators),
+                {
+                    "freeze": (lambda _: prepare_freeze(system, generators), "frozen"),
+                    "rehearse": (partial(rehearse, config, system, generators, channel), "rehearsed"),
+                },
             )
         by_channel = identity is not None
         if identity is None:

@@ -33,7 +33,7 @@ class FakeGuest:
         console: Sequence[str] = ("booting",),
         says_ready: bool = False,
         powers_off: bool = True,
-        can: Sequence[str] = ("freeze",),
+        can: Sequence[str] = ("freeze", "rehearse"),
         mute_after_thaw: bool = False,
         ssh: Sequence[str] = (),
     ) -> None:
@@ -63,11 +63,14 @@ class FakeGuest:
             said = json.loads(line)
             if self.thaws and self.mute_after_thaw:
                 continue
-            if said.get("say") == "freeze" and "freeze" in self.can:
-                self.say("frozen")
-            if said.get("say") == "identity":
+            asked = said.get("say")
+            if asked == "identity":
                 self.identity = said
                 self.say("attaching", **({"ssh": list(self.ssh)} if self.ssh else {}))
+            elif asked in self.can:
+                self.say({"freeze": "frozen", "rehearse": "rehearsed"}[asked])
+            else:
+                self.say("error", why=f"this guest does not understand {asked!r}")
 
     def on_power_button(self) -> None:
         """Be asked to shut down."""
