@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 import scenes
-from guests import cloud_image
+from guests import cloud_image, debian_image
 from latentvirt.images.store import ROOT_VARIABLE, Entry, ImageStore
 from masters import SUCCESS
 from scenes import Fingerprint, Stage, running
@@ -73,10 +73,22 @@ def image_build(stage: Stage, store: ImageStore, *arguments: str) -> subprocess.
     )
 
 
-def test_a_cloud_image_is_built_and_workers_attach_from_it(stage: Stage, tmp_path: Path) -> None:
+def put_other(store: ImageStore) -> None:
+    """Put an image of another version beside it, which nobody has prepared as the first one."""
+    copy = store.scratch() / "copy"
+    shutil.copyfile(debian_image().disk, copy)
+    store.publish(
+        copy, name="debian-13", arch="x86_64", kind="built", format="qcow2", source={"url": "this test"}
+    )
+
+
+def test_a_cloud_image_is_built_and_workers_attach_from_it(
+    stage: Stage, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """One command makes a base image of a stock one, without a network, and a build finds it clean.
 
-    All of a disk that is larger than the image is there for the build.
+    All of a disk that is larger than the image is there for the build. A master.cfg names the image, or lets
+    a build's property choose between it and another.
     """
     store, stock = put_stock(stage)
     before = Fingerprint.of(store.path_of(stock))
@@ -90,17 +102,31 @@ def test_a_cloud_image_is_built_and_workers_attach_from_it(stage: Stage, tmp_pat
     assert Fingerprint.of(store.path_of(stock)) == before
     assert list(store.scratch().iterdir()) == []
     assert stage.domains() == []
+    put_other(store)
+    monkeypatch.setenv(ROOT_VARIABLE, str(store.root))
     config = f"""
     from latentvirt import Image
+    connection = Connection({stage.libvirtd.uri!r}, images={str(stage.images)!r})
+    size = Size(memory=600, disk={LARGER_MIB})
     c['workers'].append(LibVirtWorker(
-        'minion1', None, Connection({stage.libvirtd.uri!r}, images={str(stage.images)!r}),
-        base_image=Image({str(store.path_of(built))!r}), size=Size(memory=600, disk={LARGER_MIB}),
-        start='boot'))
+        'minion1', None, connection, base_image='debian-12', size=size, start='boot'))
     builder('b', ['minion1'], *{(*LOOK, HAS_ALL)!r})
+    c['workers'].append(LibVirtWorker(
+        'minion2', None, connection, size=size, start='boot',
+        base_image=Image(os_type='debian', os_version=util.Property('os_version'))))
+    builder('chosen', ['minion2'], util.Interpolate(
+        '[ %(prop:os_version)s = 12 ] && test -e /etc/made-by-a-person || '
+        '[ %(prop:os_version)s = 13 ] && test ! -e /etc/made-by-a-person'))
     """
     with running(tmp_path / "master", config) as master:
-        build = master.finished(master.force("b"), 600)
-        assert build["results"] == SUCCESS, master.text(build, "start VM", "progress") + master.log()[-3000:]
+        for request in (
+            master.force("b"),
+            master.force("chosen", os_version="13"),
+            master.force("chosen", os_version="12"),
+        ):
+            build = master.finished(request, 600)
+            progress = master.text(build, "start VM", "progress")
+            assert build["results"] == SUCCESS, progress + master.log()[-3000:]
         stage.assert_nothing_left()
 
 
