@@ -1181,24 +1181,28 @@ def rehearse(
         return
     try:
         folder = tempfile.mkdtemp(prefix="latentvirt-", dir=system.scratch)
+        try:
+            system.make_basedir(folder, config.user)
+            if _rehearsed_in(folder, config, system, ourselves, channel):
+                note("the rehearsal did not come to its end")
+        finally:
+            shutil.rmtree(folder, ignore_errors=True)
     except OSError as error:
         note(f"no rehearsal: {error}")
-        return
-    try:
-        system.make_basedir(folder, config.user)
-        child = os.fork()
-        if not child:
-            _rehearse_attaching(config._replace(basedir=folder), system, ourselves)
-        until = time.monotonic() + REHEARSAL_S
-        while (ended := os.waitpid(child, os.WNOHANG)) == (0, 0):
-            if time.monotonic() > until or channel.listen(REHEARSAL_POLL_S):
-                os.kill(child, signal.SIGKILL)
-                ended = os.waitpid(child, 0)
-                break
-        if ended[1]:
-            note("the rehearsal did not come to its end")
-    finally:
-        shutil.rmtree(folder, ignore_errors=True)
+
+
+def _rehearsed_in(folder: str, config: Config, system: System, identity: Identity, channel: Channel) -> int:
+    """Let a child rehearse in a folder; returns its exit status."""
+    child = os.fork()
+    if not child:
+        _rehearse_attaching(config._replace(basedir=folder), system, identity)
+    until = time.monotonic() + REHEARSAL_S
+    while (ended := os.waitpid(child, os.WNOHANG)) == (0, 0):
+        if time.monotonic() > until or channel.listen(REHEARSAL_POLL_S):
+            os.kill(child, signal.SIGKILL)
+            ended = os.waitpid(child, 0)
+            break
+    return ended[1]
 
 
 def _rehearse_attaching(config: Config, system: System, identity: Identity) -> NoReturn:
