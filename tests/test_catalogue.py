@@ -10,6 +10,7 @@ from urllib.parse import urlsplit
 
 import pytest
 
+from barring import barred
 from latentvirt.errors import ConfigError
 from latentvirt.images import catalogue as catalogue_module
 from latentvirt.images.catalogue import Catalogue, load_catalogue, user_files
@@ -282,6 +283,32 @@ def test_a_folder_in_a_files_place_is_named(file: Path) -> None:
     """A catalogue that cannot be read is an error, not an empty one."""
     os.mkdir(file)
     with pytest.raises(ConfigError, match="cannot be read"):
+        load_catalogue()
+
+
+def test_a_file_that_may_not_be_seen_is_named_with_a_way_out(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """Who works with somebody else's HOME is told so in a sentence."""
+    home = tmp_path / "theirs"
+    monkeypatch.setenv("XDG_CONFIG_HOME", str(home))
+    with (
+        barred(home),
+        pytest.raises(ConfigError, match=r"images.toml cannot be read: Permission.*correct HOME"),
+    ):
+        load_catalogue()
+
+
+def test_a_byte_order_mark_is_no_fault(file: Path) -> None:
+    """A catalogue that an editor of another system wrote is read."""
+    assert with_file(file, "\ufeff" + OWN).item("own", "x86_64").name == "own"
+
+
+@pytest.mark.parametrize("content", [b"[images", b"# Gr\xfc\xdfe"])
+def test_what_is_no_toml_is_named_with_a_way_out(file: Path, content: bytes) -> None:
+    """Who broke a catalogue is told where to correct it."""
+    file.write_bytes(content)
+    with pytest.raises(ConfigError, match=r"images.toml is no TOML: .* What to do: correct it"):
         load_catalogue()
 
 

@@ -117,6 +117,28 @@ def test_an_image_is_copied_once(fake: FakeLibvirt, store: ImageStore) -> None:
     assert (uploads(fake), digests(fake.inspect(ONE))) == (1, {built.digest})
 
 
+def changed(store: ImageStore, entry: Entry) -> str:
+    """Change some bytes of a stored image, as a disk that fails does; say what its digest is now."""
+    blob = store.path_of(entry)
+    blob.chmod(0o600)
+    with blob.open("r+b") as file:
+        file.seek(MIB // 2)
+        file.write(b"x" * 512)
+    return hashlib.sha256(blob.read_bytes()).hexdigest()
+
+
+@pytest.mark.parametrize("kind", [BUILT, STOCK])
+def test_a_damaged_image_is_not_brought_to_a_host(fake: FakeLibvirt, store: ImageStore, kind: str) -> None:
+    """Bytes that changed in the store are told, with how to get the image again, and get to no host."""
+    entry = put(store, "debian-12", kind=kind)
+    digest = changed(store, entry)
+    told = push(fake, "debian-12", "-c", ONE, *(["--stock"] if kind == STOCK else []))
+    assert told.exit_code == 1
+    assert f"is damaged: {store.path_of(entry)}: its SHA-256 is {digest}, not {entry.digest}" in told.stderr
+    assert f"latentvirt image remove debian-12 --arch x86_64 --kind {kind}" in told.stderr
+    assert (digests(fake.inspect(ONE)), uploads(fake)) == (set(), 0)
+
+
 def test_a_stock_image_is_meant_where_that_is_said(fake: FakeLibvirt, store: ImageStore) -> None:
     """With --stock the vendor's image of the name is brought, and it is said that it is that."""
     put(store, "debian-12")

@@ -170,6 +170,16 @@ def test_an_image_that_was_not_built_ends_the_build_with_what_to_do(
         start(worker)
 
 
+def test_a_damaged_image_ends_the_build_with_what_to_do(master: StageMaster, store: ImageStore) -> None:
+    """A build gets no VM from bytes that are not those that were stored."""
+    blob = store.path_of(put(store, "debian-12"))
+    blob.chmod(0o600)
+    blob.write_bytes(bytes([7]) * 128 * KIB)
+    with pytest.raises(LatentWorkerCannotSubstantiate, match=r"is damaged.*image remove debian-12"):
+        start(worker_of(master, "debian-12"))
+    assert copies(master) == set()
+
+
 def test_an_unknown_name_of_a_build_ends_it_with_the_nearest(master: StageMaster, store: ImageStore) -> None:
     """A build that asks for what nobody knows ends, and is not tried again."""
     worker = worker_of(master, util.Interpolate("%(prop:os_type)s-%(prop:os_version)s"))

@@ -15,6 +15,7 @@ from typing import Any
 
 import pytest
 
+from barring import barred
 from latentvirt.errors import ImageError
 from latentvirt.images import store as store_module
 from latentvirt.images.store import BUILT, STOCK, Entry, ImageStore, default_root
@@ -108,6 +109,17 @@ def test_one_damaged_name_hides_no_other(store: ImageStore, damage: bytes) -> No
     assert [one.path.name for one in store.damaged()] == ["b.x86_64.stock.json"]
     put(store, "b", b"b")
     assert [entry.name for entry in store.entries()] == ["a", "b", "c"]
+
+
+@pytest.mark.parametrize("when", ["1e30", "NaN", "-1", "Infinity"])
+def test_a_name_whose_time_has_no_date_is_damaged(store: ImageStore, when: str) -> None:
+    """A time that no calendar has is told as damage."""
+    put(store)
+    (path,) = (store.root / "names").iterdir()
+    data = json.loads(path.read_text()) | {"when": float(when)}
+    path.write_text(json.dumps(data))
+    (damaged,) = store.damaged()
+    assert "cannot have when=" in damaged.why
 
 
 def test_a_name_whose_image_is_gone_or_cut_is_damaged(store: ImageStore) -> None:
@@ -248,6 +260,24 @@ def test_a_folder_that_cannot_be_written_to_is_named_with_a_way_out(tmp_path: Pa
     assert str(tmp_path / "file") in str(caught.value)
     with pytest.raises(ImageError, match="could not lock"), ImageStore(tmp_path / "file").lock("x"):
         pass
+
+
+def test_a_store_that_may_not_be_seen_is_named_with_a_way_out(store: ImageStore) -> None:
+    """Somebody else's store is not taken for an empty one, and no traceback either."""
+    put(store)
+    for look in (store.entries, store.damaged):
+        with (
+            barred(store.root),
+            pytest.raises(ImageError, match=r"could not look for.*What to do: let this user"),
+        ):
+            look()
+
+
+def test_a_file_is_no_empty_store(tmp_path: Path) -> None:
+    """A wrong path that names a file is told, before somebody takes all images for gone."""
+    (tmp_path / "file").touch()
+    with pytest.raises(ImageError, match="Not a directory"):
+        ImageStore(tmp_path / "file").entries()
 
 
 def test_the_store_is_where_the_environment_says(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:

@@ -111,15 +111,22 @@ def load_catalogue() -> Catalogue:
         ConfigError: something in a file cannot be right; names file, entry and key.
     """
     named = os.environ.get(CATALOGUE_VARIABLE)
-    if named and not Path(named).exists():
+    if named and _stamp(Path(named)) is None:
         raise ConfigError(
             f"the catalogue {named} is not there", remedy=f"correct or unset {CATALOGUE_VARIABLE}"
         )
-    return _load(tuple((str(path), _stamp(path)) for path in (BUILT_IN, *user_files()) if path.exists()))
+    stamps = ((str(path), _stamp(path)) for path in (BUILT_IN, *user_files()))
+    return _load(tuple((file, stamp) for file, stamp in stamps if stamp is not None))
 
 
-def _stamp(path: Path) -> tuple[int, int, int]:
-    status = path.stat()
+def _stamp(path: Path) -> tuple[int, int, int] | None:
+    """Tell a file from what it was before; None if it is not there."""
+    try:
+        status = path.stat()
+    except (FileNotFoundError, NotADirectoryError):
+        return None
+    except OSError as error:
+        raise _unreadable(str(path), error) from error
     return status.st_mtime_ns, status.st_size, status.st_ino
 
 
@@ -143,15 +150,25 @@ def _load(files: tuple[tuple[str, object], ...]) -> Catalogue:
     return Catalogue({(item.name, item.arch): item for item in items})
 
 
+def _unreadable(file: str, error: OSError) -> ConfigError:
+    return ConfigError(
+        f"{file} cannot be read: {error.strerror}",
+        remedy="let this user read it, and pass its folders; if it is somebody else's, correct HOME or "
+        "XDG_CONFIG_HOME (sudo -H)",
+    )
+
+
 def _read(file: str) -> tuple[dict[str, Table], dict[str, str]]:
     try:
-        data = tomllib.loads(Path(file).read_bytes().decode())
+        # Some editors begin a file with a byte order mark.
+        data = tomllib.loads(Path(file).read_bytes().decode("utf-8-sig"))
     except OSError as error:
-        raise ConfigError(
-            f"{file} cannot be read: {error.strerror}", remedy="let this user read it"
-        ) from error
+        raise _unreadable(file, error) from error
     except ValueError as error:
-        raise ConfigError(f"{file} is no TOML: {error}") from error
+        raise ConfigError(
+            f"{file} is no TOML: {error}",
+            remedy="correct it there (it is to be in UTF-8), or move the file away",
+        ) from error
     for key in data:
         if key not in ("images", "mirrors"):
             raise ConfigError(

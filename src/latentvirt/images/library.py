@@ -12,7 +12,7 @@ from latentvirt.config import Connection, Image
 from latentvirt.errors import HostUnreachable, NotFound
 from latentvirt.flights import Flights, Say, say_nothing
 from latentvirt.host import Host
-from latentvirt.images.named import resolved
+from latentvirt.images.named import Stored, resolved
 from latentvirt.images.reading import Changed, Identity
 from latentvirt.images.shelf import open_shelf
 from latentvirt.images.source import FileSource, Source, Sources
@@ -91,14 +91,17 @@ class Library:
 
         Raises:
             ConfigError: the image's arguments cannot be right.
-            ImageError: it is not there, was not built yet, cannot be copied, or there is no room for it.
+            ImageError: it is not there, was not built yet, is damaged, cannot be copied, or there is no room
+                for it.
             HostError: one of the hosts failed.
         """
         image.check()
+        stored: Stored | None = None
         if image.called:
             arch = (await host.capabilities()).arch
             named = image
-            image = await in_thread(self._reactor, lambda _: resolved(named, arch))
+            stored = await in_thread(self._reactor, lambda _: resolved(named, arch))
+            image = stored.image
         if image.at is not None and image.at.uri == host.uri:
             return Brought(image.path)
         place = self._place(host, folder)
@@ -106,6 +109,8 @@ class Library:
             source = self._sources.of(image)
             try:
                 identity = await self._identity(image, source, say)
+                if stored is not None:
+                    stored.check(identity)
                 found = await self._bring(place, folder, image, identity, source, say)
                 return Brought(place.shelf.path_of(str(found.name)), identity, found.made)
             except Changed:

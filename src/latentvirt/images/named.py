@@ -10,7 +10,7 @@ from latentvirt.config import Image
 from latentvirt.errors import ConfigError, ImageError
 from latentvirt.images.catalogue import load_catalogue
 from latentvirt.images.items import plain_arch
-from latentvirt.images.reading import ON_MASTER
+from latentvirt.images.reading import ON_MASTER, Identity
 from latentvirt.images.store import BUILT, STOCK, Entry, ImageStore
 
 AS_MASTER = "run as the master's user"
@@ -21,6 +21,7 @@ def check_named(image: Image) -> None:
 
     Raises:
         ConfigError: it is not; names the nearest.
+        ImageError: the images that are here cannot be listed.
     """
     _name_of(image, ImageStore())
 
@@ -34,7 +35,36 @@ def _name_of(image: Image, store: ImageStore) -> str:
         return catalogue.name_of(image.called, also=[entry.name for entry in store.entries()])
 
 
-def resolved(image: Image, host_arch: str) -> Image:
+@attrs.frozen
+class Stored:
+    """The file that an image is which has a name.
+
+    Args:
+        image: the same image by its path.
+        entry: what the store knows of it.
+        store: where it is.
+    """
+
+    image: Image
+    entry: Entry
+    store: ImageStore
+
+    def check(self, identity: Identity) -> None:
+        """Check what was read of the file: a disk that fails, or a person, may have changed it.
+
+        Args:
+            identity: what was read.
+
+        Raises:
+            ImageError: it is not what was stored.
+        """
+        entry = self.entry
+        if identity.digest != entry.digest:
+            why = f"its SHA-256 is {identity.digest}, not {entry.digest}"
+            raise _damaged(self.store, entry.name, entry.arch, entry.kind, f"{self.image.path}: {why}")
+
+
+def resolved(image: Image, host_arch: str) -> Stored:
     """Say which file an image is that has a name: the newest that was built, or got if it is stock; blocks.
 
     Args:
@@ -42,7 +72,7 @@ def resolved(image: Image, host_arch: str) -> Image:
         host_arch: architecture of the host that it is for.
 
     Returns:
-        The same image by its path.
+        The file, which is not read yet.
 
     Raises:
         ConfigError: nobody knows the name.
@@ -50,7 +80,7 @@ def resolved(image: Image, host_arch: str) -> Image:
     """
     store = ImageStore()
     entry = entry_of(image, host_arch, store)
-    return attrs.evolve(
+    by_path = attrs.evolve(
         image,
         path=str(store.path_of(entry)),
         format=entry.format,
@@ -59,6 +89,7 @@ def resolved(image: Image, host_arch: str) -> Image:
         os_version=None,
         arch=entry.arch,
     )
+    return Stored(by_path, entry, store)
 
 
 def entry_of(image: Image, host_arch: str, store: ImageStore) -> Entry:
@@ -78,15 +109,22 @@ def entry_of(image: Image, host_arch: str, store: ImageStore) -> Entry:
     entry = store.find(name, arch, kind)
     if entry is not None:
         return entry
-    what, remedy = f"the image {name} for {arch} {ON_MASTER}", _way_to(name, arch, kind, store)
     damaged = next((one for one in store.damaged() if one.of == (name, arch, kind)), None)
     if damaged is not None:
-        remove = f"latentvirt image remove {name} --arch {arch} --kind {kind}"
-        raise ImageError(
-            f"{what} is damaged: {damaged.path}: {damaged.why}", remedy=f"remove it ({remove}), and {remedy}"
-        )
+        raise _damaged(store, name, arch, kind, f"{damaged.path}: {damaged.why}")
     done = "got" if image.stock else "built"
-    raise ImageError(f"{what} was not {done} yet: {store.root} has none", remedy=remedy)
+    raise ImageError(
+        f"the image {name} for {arch} {ON_MASTER} was not {done} yet: {store.root} has none",
+        remedy=_way_to(name, arch, kind, store),
+    )
+
+
+def _damaged(store: ImageStore, name: str, arch: str, kind: str, why: str) -> ImageError:
+    remove = f"latentvirt image remove {name} --arch {arch} --kind {kind}"
+    return ImageError(
+        f"the image {name} for {arch} {ON_MASTER} is damaged: {why}",
+        remedy=f"remove it ({remove}), and {_way_to(name, arch, kind, store)}",
+    )
 
 
 def _way_to(name: str, arch: str, kind: str, store: ImageStore) -> str:

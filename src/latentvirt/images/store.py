@@ -49,6 +49,9 @@ BLOB_MODE = 0o444
 
 CHUNK_BYTES = 1024 * 1024
 
+YEAR_10000_S = 253402300800
+"""The first time whose date has more digits than people's calendars and libraries know."""
+
 _NAME = re.compile(r"[a-z0-9][a-z0-9._+-]{0,99}")
 _ARCH = re.compile(r"[a-z0-9][a-z0-9_-]{0,30}")
 _DIGEST = re.compile(r"[0-9a-f]{64}")
@@ -63,6 +66,11 @@ def default_root() -> Path:
         return Path(SYSTEM_ROOT)
     data = os.environ.get("XDG_DATA_HOME") or os.path.expanduser("~/.local/share")
     return Path(data) / "latentvirt" / "images"
+
+
+def _is_time(seconds: object) -> bool:
+    """Whether it can be a time since 1970 that has a date."""
+    return isinstance(seconds, (int, float)) and 0 <= seconds < YEAR_10000_S
 
 
 def is_name(name: object) -> bool:
@@ -111,8 +119,8 @@ class Entry:
                 ("format", self.format in IMAGE_FORMATS),
                 ("digest", isinstance(self.digest, str) and _DIGEST.fullmatch(self.digest)),
                 ("size", isinstance(self.size, int)),
-                ("when", isinstance(self.when, (int, float))),
-                ("checked", isinstance(self.checked, (int, float))),
+                ("when", _is_time(self.when)),
+                ("checked", _is_time(self.checked)),
                 ("source", isinstance(self.source, dict)),
             )
             if not right
@@ -156,12 +164,16 @@ class ImageStore:
     # Looking
 
     def entries(self) -> list[Entry]:
-        """List all images, by name; damaged files among the names are left out."""
+        """List all images, by name; damaged files among the names are left out.
+
+        Raises:
+            ImageError: the store cannot be read.
+        """
         found = [self._read(path) for path in self._names()]
         return [entry for entry in found if isinstance(entry, Entry)]
 
     def damaged(self) -> list[Damaged]:
-        """List the names that cannot be read, or whose image is gone."""
+        """List the names that cannot be read, or whose image is gone; raises as `entries`."""
         found = [self._read(path) for path in self._names()]
         return [entry for entry in found if isinstance(entry, Damaged)]
 
@@ -300,8 +312,14 @@ class ImageStore:
 
     # Files
 
+    def files(self, folder: str, ending: str) -> list[Path]:
+        """List the files in one of its folders that end so; raises as `entries`."""
+        with self._telling("look for", "images"), contextlib.suppress(FileNotFoundError):
+            return sorted(path for path in (self.root / folder).iterdir() if path.name.endswith(ending))
+        return []
+
     def _names(self) -> list[Path]:
-        return sorted((self.root / "names").glob("*.json"))
+        return self.files("names", ".json")
 
     def _name_file(self, name: str, arch: str, kind: str) -> Path:
         return self.root / "names" / f"{quote(name, safe='+')}.{quote(arch, safe='')}.{kind}.json"
@@ -361,7 +379,7 @@ class ImageStore:
             raise ImageError(
                 f"could not {doing} {what} in the image store {self.root}: "
                 f"{error.strerror or error} ({error.filename})",
-                remedy=f"let this user write there and make room, or name another folder in {ROOT_VARIABLE}",
+                remedy=f"let this user read and write there, make room, or set {ROOT_VARIABLE}",
             ) from error
 
 
