@@ -100,9 +100,6 @@ def test_holding_again_says_whose_hold_that_was(fake: FakeLibvirt, anna: None) -
     [
         (("hold", "nobody", "--why", "x"), "no VM of the name 'nobody'"),
         (("hold", "theirs", "--why", "x"), "the VM 'theirs' is not latentvirt's"),
-        (("hold", "ours", "--why", "x", "--for", "soon"), "--for='soon' is not a duration"),
-        (("hold", "ours", "--why", "x", "--for", "8d"), "7 days at most"),
-        (("hold", "ours", "--why", " "), "is not a line of text"),
         (("release", "nobody"), "no VM of the name 'nobody'"),
         (("release", "theirs"), "the VM 'theirs' is not latentvirt's"),
         (("release", "ours"), "the VM 'ours' is not held"),
@@ -112,6 +109,24 @@ def test_what_cannot_be_is_refused(fake: FakeLibvirt, arguments: tuple[str, ...]
     """Each refusal says what is wrong, and nothing is held."""
     told = command(fake, *both("vm", *arguments))
     assert told.exit_code == 1
+    assert said in told.stderr
+    assert held(fake) is None
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (("--why", "x", "--for", "soon"), "--for='soon' is not a duration"),
+        (("--why", "x", "--for", "8d"), "7 days at most"),
+        (("--why", " "), "is not a line of text"),
+    ],
+)
+def test_a_bad_value_is_a_wrong_command_line(
+    fake: FakeLibvirt, arguments: tuple[str, ...], said: str
+) -> None:
+    """Who writes a duration or a reason that is none gets the exit status of a mistyped command."""
+    told = command(fake, *both("vm", "hold", "ours", *arguments))
+    assert told.exit_code == 2
     assert said in told.stderr
     assert held(fake) is None
 

@@ -190,6 +190,22 @@ def test_a_vm_that_is_not_there_is_named(fake: FakeLibvirt, what: str) -> None:
     assert told.exit_code == 1
     assert "no VM of the name 'nobody'" in told.stderr
     assert f"virsh -c '{THERE}'" in told.stderr
+    assert f"runs on {HERE}." in told.stderr
+    assert re.search(rf"latentvirt vm list --all -c '?{re.escape(HERE)}'?$", told.stderr.strip())
+
+
+@pytest.mark.parametrize("what", ["show", "ssh"])
+def test_a_vm_on_hosts_of_which_none_answers_may_be_there(
+    fake: FakeLibvirt, what: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Where no host answers nobody claims to know of a VM; a name that is no alias is said to be none."""
+    monkeypatch.setattr("latentvirt.cli.ssh.shutil.which", lambda _: "/usr/bin/ssh")
+    fake.inspect(HERE).reachable = False
+    told = command(fake, "vm", what, "ours", "-c", HERE, "-c", "nolab")
+    assert told.exit_code == 1
+    assert "'nolab' is no URI, and uri_aliases" in told.stderr
+    assert "no host answered" in told.stderr
+    assert "runs on" not in told.stderr
 
 
 def test_a_persons_vm_is_not_ended(fake: FakeLibvirt) -> None:
@@ -219,6 +235,14 @@ def test_the_hosts_of_a_master_are_asked(fake: FakeLibvirt, tmp_path: Path) -> N
         assert [row["uri"] for row in json.loads(told.stdout)] == [HERE, THERE]
 
 
+def test_what_a_master_cfg_prints_is_no_answer(fake: FakeLibvirt, tmp_path: Path) -> None:
+    """A program can read the JSON of a command whose master.cfg prints something; a person sees that, too."""
+    (tmp_path / "master.cfg").write_text(f"print('noise')\n{MASTER_CFG}")
+    told = command(fake, "hosts", "--json", "--config", str(tmp_path))
+    assert [row["uri"] for row in json.loads(told.stdout)] == [HERE, THERE]
+    assert "noise" in told.stderr
+
+
 @pytest.mark.parametrize(
     ("text", "said"),
     [
@@ -226,6 +250,8 @@ def test_the_hosts_of_a_master_are_asked(fake: FakeLibvirt, tmp_path: Path) -> N
         ("raise OSError('no')", "no"),
         (MASTER_CFG.replace("size={", "sizes={"), "sizes"),
         (STATIC_ONLY, "no worker in"),
+        ("import sys; sys.exit(0)", "it ends with exit(0)"),
+        ("exit('enough')", "it ends with exit('enough')"),
     ],
 )
 def test_a_bad_master_cfg_is_refused(fake: FakeLibvirt, tmp_path: Path, text: str, said: str) -> None:
@@ -248,10 +274,11 @@ def test_without_options_it_is_as_for_virsh(fake: FakeLibvirt, monkeypatch: pyte
 
 
 def test_a_bad_uri_is_refused_before_anything_is_asked(fake: FakeLibvirt) -> None:
-    """A URI that cannot be one is named."""
+    """A URI that cannot be one is a wrong command line, and an empty one is said to be empty."""
     told = command(fake, "hosts", "-c", "")
-    assert told.exit_code == 1
-    assert told.stderr.startswith("latentvirt: ")
+    assert told.exit_code == 2
+    assert "connection URI '' is empty" in told.stderr
+    assert command(fake, "hosts", "-c", "/x").exit_code == 2
 
 
 def test_a_vm_without_a_console_is_not_said_to_be_somebodys(

@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import errno
 import json
+import os
 import re
 import shlex
+import stat
 import subprocess
+import threading
 from collections.abc import Iterator
 from pathlib import Path
 from uuid import NAMESPACE_URL, uuid5
@@ -129,6 +133,8 @@ def test_what_two_vms_are_called_means_none_of_them(fake: FakeLibvirt) -> None:
     assert told.stdout == f"minion1 {KEY}\nminion2 {OTHER}\n"
     assert "2 VMs are called 192.0.2.11; it is left out" in told.stderr
     assert "2 VMs are called farm-1; it is left out" in told.stderr
+    assert told.exit_code == 0
+    assert command(fake, "known-hosts", "farm-1", "-c", HERE, "-c", THERE).exit_code == 1
 
 
 def test_a_host_that_is_down_does_not_hide_the_others(fake: FakeLibvirt) -> None:
@@ -318,6 +324,54 @@ def test_a_picture_of_a_vms_screen(fake: FakeLibvirt, tmp_path: Path) -> None:
     assert file.read_bytes().startswith(b"\x89PNG")
     told = command(fake, "vm", "screenshot", "farm-1", "-", "-c", HERE)
     assert told.stdout_bytes == file.read_bytes()
+
+
+def test_a_picture_goes_into_a_pipe(fake: FakeLibvirt, tmp_path: Path) -> None:
+    """What is no regular file, such as a named pipe, gets the picture and stays what it is."""
+    pipe = tmp_path / "pipe"
+    os.mkfifo(pipe)
+    got: list[bytes] = []
+    reader = threading.Thread(target=lambda: got.append(pipe.read_bytes()), daemon=True)
+    reader.start()
+    told = command(fake, "vm", "screenshot", "farm-1", str(pipe), "-c", HERE)
+    assert (told.exit_code, told.output) == (0, "")
+    assert stat.S_ISFIFO(pipe.stat().st_mode)
+    reader.join(10)
+    assert got[0].startswith(b"\x89PNG")
+    assert os.listdir(tmp_path) == ["pipe"]
+
+
+def test_a_picture_keeps_the_link_and_the_mode_of_its_file(fake: FakeLibvirt, tmp_path: Path) -> None:
+    """A picture of before is replaced where its link leads; whoever could read it can read the new one."""
+    (tmp_path / "real").mkdir()
+    file, link = tmp_path / "real" / "screen.png", tmp_path / "screen.png"
+    file.write_text("before")
+    file.chmod(0o640)
+    link.symlink_to(file)
+    assert command(fake, "vm", "screenshot", "farm-1", str(link), "-c", HERE).exit_code == 0
+    assert link.is_symlink()
+    assert file.read_bytes().startswith(b"\x89PNG")
+    assert stat.S_IMODE(file.stat().st_mode) == 0o640
+
+
+def test_a_picture_that_cannot_be_written_leaves_nothing(
+    fake: FakeLibvirt, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """On a full disk the picture of before stays, and no half one beside it; a file needs a name."""
+    file = tmp_path / "screen.png"
+    file.write_text("before")
+
+    def full(source: str, target: str) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr(os, "replace", full)
+    told = command(fake, "vm", "screenshot", "farm-1", str(file), "-c", HERE)
+    assert told.exit_code == 1
+    assert "No space left" in told.stderr
+    assert (os.listdir(tmp_path), file.read_text()) == (["screen.png"], "before")
+    monkeypatch.chdir(tmp_path)
+    assert command(fake, "vm", "screenshot", "farm-1", "", "-c", HERE).exit_code == 2
+    assert os.listdir(tmp_path) == ["screen.png"]
 
 
 def test_a_vm_without_a_screen_makes_no_file(fake: FakeLibvirt, tmp_path: Path) -> None:

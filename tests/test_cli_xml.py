@@ -101,15 +101,9 @@ def test_a_domain_is_generated_from_stored_capabilities() -> None:
         (["-", "--base-image=/b"], "<domain type='kvm'/>", "no disk"),
         (["-", "--base-image=/b"], domain("<shmem name='a'/>"), "allow_shared={'shmem'}"),
         (["--generate", "--base-image=/b"], None, "virsh -c URI domcapabilities"),
-        (["-", "--base-image=/b", "--disk=lots"], domain(), "size='lots' is not an amount"),
-        (["-", "--base-image=/b", "--disk=1GiB,data"], domain(), "'data' is no key=value"),
-        (["-", "--base-image=/b", "--disk=serial=data"], domain(), "a disk has no size"),
         (["-", "--disk=1GiB"], domain(), "give --base-image"),
-        (["-", "--nic=lab,source=x"], domain(), "there is no 'source'"),
-        (["-", "--nic=lab,mac=01:00:00:00:00:00"], domain(), "the address of a group"),
         (["--generate", "--base-image=/b", "--capabilities=-"], "<domain/>", "is not a host's capabilities"),
         (["--generate", "--base-image=/b", "--capabilities=-"], "<", "capabilities cannot be read"),
-        (["--generate", "--base-image=/b", "--memory=lots", *CAPABILITIES], None, "memory='lots'"),
     ],
 )
 def test_a_refusal_is_a_sentence_and_status_1(arguments: list[str], stdin: str | None, words: str) -> None:
@@ -117,6 +111,30 @@ def test_a_refusal_is_a_sentence_and_status_1(arguments: list[str], stdin: str |
     result = xml(*arguments, stdin=stdin)
     assert (result.exit_code, result.stdout) == (1, "")
     assert words in result.stderr
+    assert "Traceback" not in result.stderr
+
+
+@pytest.mark.parametrize(
+    ("arguments", "stdin", "words"),
+    [
+        (["-", "--base-image=/b", "--disk=lots"], domain(), "size='lots' is not an amount"),
+        (["-", "--base-image=/b", "--disk=1GiB,data"], domain(), "'data' is no key=value"),
+        (["-", "--base-image=/b", "--disk=serial=data"], domain(), "a disk has no size"),
+        (["-", "--nic=lab,source=x"], domain(), "there is no 'source'"),
+        (["-", "--nic=lab,mac=01:00:00:00:00:00"], domain(), "the address of a group"),
+        (["--generate", "--base-image=/b", "--memory=lots", *CAPABILITIES], None, "memory='lots'"),
+        (["-", "--base-image=/a\nb"], domain(), "--base-image': '/a\\nb' is not a line of text"),
+        (["-", "--base-image="], domain(), "'' is not a line of text"),
+        (["-", "--base-format=\x01", "--base-image=/b"], domain(), "'\\x01' is not a line of text"),
+        (["--generate", "--base-image=/b", "--name=\x1b", *CAPABILITIES], None, "is not a line of text"),
+        (["-", "--hd-image=\udc80"], domain(), "is not a line of text"),
+    ],
+)
+def test_a_bad_value_is_a_sentence_and_status_2(arguments: list[str], stdin: str | None, words: str) -> None:
+    """What an option cannot mean is a wrong command line, also what no XML can hold."""
+    result = xml(*arguments, stdin=stdin)
+    assert (result.exit_code, result.stdout) == (2, "")
+    assert words in " ".join(result.stderr.split())
     assert "Traceback" not in result.stderr
 
 

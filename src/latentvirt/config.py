@@ -206,8 +206,9 @@ class Connection:
         """
         uri: object = self.uri
         if not isinstance(uri, str) or not uri.strip():
+            what = "is empty" if isinstance(uri, str) else "is not a string"
             raise ConfigError(
-                f"connection URI {uri!r} is not a string",
+                f"connection URI {uri!r} {what}",
                 remedy="write one such as 'qemu:///system' or 'qemu+ssh://user@host/system'",
             )
         if not _ALIAS.fullmatch(uri) and not _is_uri(uri):

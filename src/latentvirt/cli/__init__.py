@@ -8,11 +8,9 @@ from typing import Any
 import click
 
 from latentvirt._version import __version__
-from latentvirt.errors import LatentvirtError
+from latentvirt.cli.refusing import EXIT_REFUSED, refusals_told, write_whatever_can_be
 
-EXIT_REFUSED = 1
-"""What was asked for was refused, or failed; a wrong command line exits with 2, which is click's own."""
-
+__all__ = ["COMMANDS", "EXIT_REFUSED", "Commands", "main"]
 
 COMMANDS = ("doctor", "hosts", "image", "known-hosts", "sweep", "vm", "xml")
 """Each is in the module of its name, loaded when it is asked for: not all need libvirt or Buildbot."""
@@ -35,17 +33,21 @@ class Commands(click.Group):
 
     def invoke(self, ctx: click.Context) -> Any:
         """Run the command that was asked for."""
-        try:
+        with refusals_told():
             return super().invoke(ctx)
-        except LatentvirtError as error:
-            click.echo(f"latentvirt: {error}", err=True)
-            ctx.exit(EXIT_REFUSED)
+
+    def main(self, *args: Any, **kwargs: Any) -> Any:
+        """Run from a shell's words, the options of the group itself included."""
+        write_whatever_can_be()
+        with refusals_told():
+            return super().main(*args, **kwargs)
 
 
-@click.group(cls=Commands, context_settings={"help_option_names": ["-h", "--help"]})
+@click.group("latentvirt", cls=Commands, context_settings={"help_option_names": ["-h", "--help"]})
 @click.version_option(__version__, prog_name="latentvirt")
 def main() -> None:
     """Look after the VMs that Buildbot's latent workers use.
 
-    Exit status: 0 done, 1 refused or failed (the reason is on standard error), 2 wrong command line.
+    Exit status: 0 done, 1 refused or failed (the reason is on standard error), 2 wrong command line,
+    130 broken off.
     """

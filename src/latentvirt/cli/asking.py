@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import json
 import os
+import shlex
 import sys
 from collections.abc import Awaitable, Callable, Sequence
 from typing import Any, Generic, TypeVar
@@ -16,8 +17,11 @@ from rich.table import Table
 from twisted.internet import defer, threads
 from twisted.python.failure import Failure
 
+from latentvirt.aliases import check_alias
+from latentvirt.cli.refusing import EXIT_INTERRUPTED
+from latentvirt.cli.values import read_by
 from latentvirt.config import Connection
-from latentvirt.errors import HostUnreachable, LatentvirtError
+from latentvirt.errors import HostUnreachable, LatentvirtError, NotFound
 from latentvirt.host import Driver, Host
 
 T = TypeVar("T")
@@ -26,7 +30,6 @@ DEFAULT_URI_VARIABLE = "LIBVIRT_DEFAULT_URI"
 PLAIN_WIDTH = 10_000
 """In a pipe no line is broken, however long it is."""
 
-EXIT_INTERRUPTED = 130
 EXIT_STATUS = (
     "Exit status: 0 all hosts answered, 1 some did not (standard error names them), 2 wrong command line."
 )
@@ -66,6 +69,7 @@ def naming_hosts(command: Callable[..., Any]) -> Callable[..., Any]:
         "uris",
         metavar="URI",
         multiple=True,
+        callback=read_by(_checked),
         help="A libvirt URI or alias; repeat it for more. Without it: as for virsh.",
     )
     configured = click.option(
@@ -76,6 +80,11 @@ def naming_hosts(command: Callable[..., Any]) -> Callable[..., Any]:
         help="All hosts that a master.cfg names; the file is run, as by buildbot checkconfig.",
     )
     return named(configured(command))
+
+
+def _checked(uris: Sequence[str]) -> Sequence[str]:
+    named_by_uri(uris)
+    return uris
 
 
 def connections_of(uris: Sequence[str], config: str | None) -> list[Connection]:
@@ -138,6 +147,7 @@ async def ask(
     async def ask_one(connection: Connection) -> Answer[T]:
         host = Host(connection, reactor, driver=driver)
         try:
+            check_alias(connection.uri)
             return Answer(connection.uri, found=await question(host))
         except LatentvirtError as error:
             return Answer(connection.uri, error=explained(error, connection))
@@ -222,6 +232,21 @@ def tell_table(columns: Sequence[str], rows: Sequence[Sequence[object]]) -> None
 def tell_json(value: object) -> None:
     """Print a value as JSON."""
     click.echo(json.dumps(value, indent=2, sort_keys=True))
+
+
+def not_found(what: str, answers: Sequence[Answer[Any]], listing: str) -> NotFound:
+    """Say which hosts gave no answer, and make the error that what was looked for is on no other.
+
+    Args:
+        what: it in words, without an article.
+        answers: of the hosts.
+        listing: the command that lists what there is, without its hosts.
+    """
+    there = [answer.uri for answer in answers if answer.error is None]
+    if tell_errors(answers) and not there:
+        return NotFound(f"whether there is a {what} is not known: no host answered")
+    hosts = "".join(f" -c {shlex.quote(uri)}" for uri in there)
+    return NotFound(f"no {what} runs on {', '.join(there)}", remedy=f"see which there are: {listing}{hosts}")
 
 
 def tell_errors(answers: Sequence[Answer[Any]]) -> bool:

@@ -9,15 +9,14 @@ from typing import TypeVar, cast
 import attrs
 from twisted.internet import defer
 
-from latentvirt.cli.asking import Answer, ask, tell_errors
+from latentvirt.cli.asking import Answer, ask, not_found
 from latentvirt.config import Connection
-from latentvirt.errors import ConfigError, NotFound
+from latentvirt.errors import ConfigError
 from latentvirt.hold import Hold
 from latentvirt.host import Condition, DomainUse, Driver, Host
 
 T = TypeVar("T")
 
-NO_SUCH_VM = "see which there are: latentvirt vm list --all"
 ENDS_WITH = "Exit status: 0 done, 1 there is no such VM or it was refused, 2 wrong command line."
 
 STATES = {Condition.RUNNING: "running", Condition.PAUSED: "paused"}
@@ -58,7 +57,7 @@ async def _hold_of(host: Host, use: DomainUse) -> Hold | None:
 def _the_one(answers: Sequence[Answer[list[Seen]]], name: str) -> tuple[str, Seen]:
     found = [(answer.uri, seen) for answer in answers for seen in answer.found or [] if seen.use.name == name]
     if not found:
-        raise NotFound(f"no VM of the name {name!r} runs on the hosts that answered", remedy=NO_SUCH_VM)
+        raise not_found(f"VM of the name {name!r}", answers, "latentvirt vm list --all")
     if len(found) > 1:
         raise ConfigError(
             f"a VM of the name {name!r} runs on each of {', '.join(uri for uri, _ in found)}",
@@ -82,11 +81,7 @@ async def find(
         ConfigError: several have one.
     """
     answers = await ask(connections, look_at_vms, driver)
-    try:
-        uri, seen = _the_one(answers, name)
-    except NotFound:
-        tell_errors(answers)  # it may be there
-        raise
+    uri, seen = _the_one(answers, name)
     return next(connection for connection in connections if connection.uri == uri), seen
 
 

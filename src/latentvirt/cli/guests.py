@@ -8,7 +8,7 @@ import attrs
 from twisted.internet import defer
 
 from latentvirt import domainxml
-from latentvirt.cli.asking import Answer, ask, tell_errors
+from latentvirt.cli.asking import Answer, ask, not_found
 from latentvirt.config import Connection
 from latentvirt.errors import ConfigError, NotFound
 from latentvirt.host import DomainUse, Driver, Host
@@ -90,11 +90,7 @@ async def find_guest(connections: Sequence[Connection], name: str, driver: Drive
     answers = await ask(connections, look_at_guests, driver)
     found = [guest for guest in guests_in(answers) if guest.is_called(name)]
     if not found:
-        tell_errors(answers)  # it may be there
-        raise NotFound(
-            f"no VM of latentvirt's of the name {name!r} runs on the hosts that answered",
-            remedy="see which there are: latentvirt vm list",
-        )
+        raise not_found(f"VM of latentvirt's of the name {name!r}", answers, "latentvirt vm list")
     if len(found) > 1:
         where = ", ".join(f"{guest.name} on {guest.connection.uri}" for guest in found)
         raise ConfigError(

@@ -11,6 +11,7 @@ import click
 
 from latentvirt.cli.asking import about_hosts, ask, finish
 from latentvirt.cli.finding import ENDS_WITH, STATES, Seen, find, only
+from latentvirt.cli.values import read_by
 from latentvirt.config import Connection
 from latentvirt.errors import ConfigError, ForeignDomain, NotFound
 from latentvirt.hold import Hold, moment, read_duration, read_why
@@ -40,13 +41,20 @@ def _person() -> str:
     metavar="DURATION",
     default="2h",
     show_default=True,
+    callback=read_by(lambda value: read_duration(value, "--for")),
     help="How long from now: a number with s, min, h or d; 7 days at most.",
 )
-@click.option("--why", metavar="TEXT", required=True, help="Why, for others who look at it.")
+@click.option(
+    "--why",
+    metavar="TEXT",
+    required=True,
+    callback=read_by(read_why),
+    help="Why, for others who look at it.",
+)
 @about_hosts
 @click.pass_obj
 def hold(
-    driver: Driver | None, connections: Sequence[Connection], name: str, duration: str, why: str
+    driver: Driver | None, connections: Sequence[Connection], name: str, duration: int, why: str
 ) -> None:
     """Keep the VM of the domain NAME when its build ends, so that somebody can look into it.
 
@@ -54,7 +62,6 @@ def hold(
     or the time is up; its other places go on. Held again, the new time and reason are put in place of the
     old ones. The time is that of this machine's clock.
     """
-    seconds, reason = read_duration(duration, "--for"), read_why(why)
 
     async def keep() -> tuple[str, Hold, Hold | None]:
         connection, seen = await find(connections, name, driver)
@@ -67,9 +74,9 @@ def hold(
                 remedy="hold it while its build runs",
             )
         wanted = Hold(
-            until=int(time.time()) + seconds,
+            until=int(time.time()) + duration,
             by=_person(),
-            why=reason,
+            why=why,
             worker=before.worker if before is not None else "",
         )
 

@@ -11,9 +11,11 @@ import click
 
 from latentvirt.cli import EXIT_REFUSED
 from latentvirt.cli.progress import Progress, progress
+from latentvirt.cli.refusing import broken_off_alike
+from latentvirt.cli.values import read_by
 from latentvirt.config import BYTES_PER_MIB
 from latentvirt.durations import DAY_S, read_seconds
-from latentvirt.errors import ConfigError, LatentvirtError
+from latentvirt.errors import LatentvirtError
 from latentvirt.images.catalogue import Catalogue, load_catalogue
 from latentvirt.images.download import DEFAULT_MAX_AGE_DAYS
 from latentvirt.images.download import pull as pull_image
@@ -27,20 +29,18 @@ SAID = {
 """What became of an image, in words."""
 
 
-def _age(_context: click.Context, _option: click.Parameter, value: str) -> float:
+def _age(value: str) -> float:
     """Read an age, in seconds; a number alone is days, and may be 0."""
     if re.fullmatch(r"\d{1,9}(\.\d{1,9})?", value):
         return float(value) * DAY_S
-    try:
-        return read_seconds(value, "--max-age")
-    except ConfigError as error:
-        raise click.BadParameter(str(error)) from error
+    return read_seconds(value, "--max-age")
 
 
 @click.command(
     "pull",
     short_help="Get stock images from their vendors.",
-    epilog="Exit status: 0 all are here, 1 some are not (standard error names them), 2 wrong command line.",
+    epilog="Exit status: 0 all are here, 1 some are not (standard error names them), 2 wrong command line, "
+    "130 broken off.",
 )
 @click.argument("names", metavar="NAME...", nargs=-1, required=True)
 @click.option("--arch", metavar="ARCH", help="Architecture, as x86_64 or arm64. Without it: this machine's.")
@@ -49,7 +49,7 @@ def _age(_context: click.Context, _option: click.Parameter, value: str) -> float
     "--max-age",
     "max_age_s",
     metavar="DURATION",
-    callback=_age,
+    callback=read_by(_age),
     default=f"{DEFAULT_MAX_AGE_DAYS}d",
     show_default=True,
     help="Ask the vendor if it was not asked for so long: a number with s, min, h or d; alone, days.",
@@ -63,10 +63,13 @@ def pull(names: Sequence[str], arch: str | None, refresh: bool, max_age_s: float
     """
     catalogue, store = load_catalogue(), ImageStore()
     failed = []
-    with progress() as listener:
+    with progress() as listener, broken_off_alike():
         for name in dict.fromkeys(names):
             try:
                 _pull(catalogue, store, name, arch or platform.machine(), listener, refresh, max_age_s)
+            except KeyboardInterrupt:
+                listener.say(f"latentvirt: {name}: what was downloaded is kept; pull it again to go on")
+                raise
             except LatentvirtError as error:
                 failed.append(name)
                 listener.say(f"latentvirt: {name}: {error}")

@@ -24,7 +24,7 @@ SSH_PORT = 22
     "known-hosts",
     short_help="Print VMs' SSH host keys.",
     epilog="Exit status: 0 done; 1 a host did not answer, or the keys of a VM that was named are not known "
-    "(standard error says which); 2 wrong command line.",
+    "or could be several's (standard error says which); 2 wrong command line.",
 )
 @click.argument("names", metavar="[NAME]...", nargs=-1)
 @about_hosts
@@ -57,9 +57,12 @@ def known_hosts(
     unknown = [name for name in names if not any(guest.is_called(name) and guest.keys for guest in guests)]
     for name in unknown:
         there = any(guest.is_called(name) for guest in guests)
-        why = "it has told none (yet)" if there else "no VM of that name runs on the hosts that answered"
+        answered = any(answer.error is None for answer in answers)
+        none = "no VM of that name runs on the hosts that answered" if answered else "no host answered"
+        why = "it has told none (yet)" if there else none
         click.echo(f"latentvirt: the SSH host keys of {name!r} are not known: {why}", err=True)
-    sys.exit(int(tell_errors(answers) or bool(unknown)))
+    ambiguous = [name for name in names if sum(guest.is_called(name) for guest in guests) > 1]
+    sys.exit(int(tell_errors(answers) or bool(unknown or ambiguous)))
 
 
 def _names(guests: Sequence[Guest]) -> list[list[str]]:

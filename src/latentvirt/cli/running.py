@@ -9,7 +9,7 @@ from typing import Any, TypeVar
 from twisted.internet import defer, threads
 from twisted.python.failure import Failure
 
-from latentvirt.cli.asking import EXIT_INTERRUPTED
+from latentvirt.cli.refusing import EXIT_INTERRUPTED
 
 T = TypeVar("T")
 

@@ -2,22 +2,34 @@
 
 from __future__ import annotations
 
+import os
+import stat
 from collections.abc import Sequence
+from pathlib import Path
+from uuid import uuid4
 
 import click
 
 from latentvirt import domainxml
 from latentvirt.cli.asking import about_hosts, ask, finish
 from latentvirt.cli.finding import ENDS_WITH, find, only
+from latentvirt.cli.values import line_of_text, read_by
 from latentvirt.config import Connection
 from latentvirt.errors import ConfigError, HostError, NotFound
 from latentvirt.host import Driver, Host
 from latentvirt.picture import png
 
+STANDARD_OUTPUT = "-"
+
 
 @click.command(short_help="Save a picture of a VM's screen.", epilog=ENDS_WITH)
 @click.argument("name")
-@click.argument("file", metavar="FILE.png", type=click.Path(dir_okay=False, allow_dash=True))
+@click.argument(
+    "file",
+    metavar="FILE.png",
+    type=click.Path(dir_okay=False, allow_dash=True),
+    callback=read_by(line_of_text),
+)
 @about_hosts
 @click.pass_obj
 def screenshot(driver: Driver | None, connections: Sequence[Connection], name: str, file: str) -> None:
@@ -47,11 +59,30 @@ def screenshot(driver: Driver | None, connections: Sequence[Connection], name: s
         return only(await ask([connection], take, driver))
 
     picture = finish(connections, look)
+    if file == STANDARD_OUTPUT:
+        click.echo(picture, nl=False)
+        return
     try:
-        # Whole or not at all, also where a picture of before lies there.
-        with click.open_file(file, "wb", atomic=file != "-") as out:
-            out.write(picture)
+        _write(file, picture)
     except OSError as error:
         raise ConfigError(
             f"{file} cannot be written: {error.strerror}", remedy="name another file"
         ) from error
+
+
+def _write(file: str, content: bytes) -> None:
+    """Write a file whole or not at all; into what is there and is none, such as a pipe, as it comes."""
+    mode = os.stat(file).st_mode if os.path.exists(file) else None
+    if mode is not None and not stat.S_ISREG(mode):
+        Path(file).write_bytes(content)
+        return
+    path = os.path.realpath(file)  # a link stays one
+    beside = os.path.join(os.path.dirname(path), f".{uuid4().hex}")
+    try:
+        Path(beside).write_bytes(content)
+        if mode is not None:
+            os.chmod(beside, stat.S_IMODE(mode))
+        os.replace(beside, path)
+    except BaseException:
+        Path(beside).unlink(missing_ok=True)
+        raise

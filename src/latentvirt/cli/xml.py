@@ -11,7 +11,9 @@ import click
 from lxml import etree
 
 from latentvirt import domainxml
+from latentvirt.amounts import mebibytes
 from latentvirt.capabilities import HostCapabilities, cpu_features_of, read_capabilities
+from latentvirt.cli.values import line_of_text, read_by
 from latentvirt.config import Size
 from latentvirt.devices import Disk, Nic, read_disks, read_nics
 from latentvirt.errors import ConfigError
@@ -37,6 +39,8 @@ HOW_TO_GET_CAPABILITIES = (
 CAPABILITIES_ROOT = "capabilities"
 DOMAIN_CAPABILITIES_ROOT = "domainCapabilities"
 
+LINE = read_by(line_of_text)
+
 
 @click.command(
     short_help="Print the domain XML of a start.",
@@ -54,18 +58,27 @@ DOMAIN_CAPABILITIES_ROOT = "domainCapabilities"
 @click.option(
     "--predefined", is_flag=True, help="FILE is defined on the host, and its starts share its UUID."
 )
-@click.option("--name", help="Name of the domain.")
-@click.option("--memory", default="1 GiB", show_default=True, help="MiB, or with a unit; generated only.")
+@click.option("--name", callback=LINE, help="Name of the domain.")
+@click.option(
+    "--memory",
+    default="1 GiB",
+    show_default=True,
+    callback=read_by(lambda value: mebibytes(value, "memory")),
+    help="MiB, or with a unit; generated only.",
+)
 @click.option("--vcpus", type=click.IntRange(min=1), default=1, show_default=True, help="Generated only.")
-@click.option("--hd-image", help="Path of the disk image that is replaced by an overlay.")
-@click.option("--base-image", help="Path of the image that the overlay stands on.")
-@click.option("--base-format", default="qcow2", show_default=True, help="Format of the base image.")
+@click.option("--hd-image", callback=LINE, help="Path of the disk image that is replaced by an overlay.")
+@click.option("--base-image", callback=LINE, help="Path of the image that the overlay stands on.")
+@click.option(
+    "--base-format", default="qcow2", show_default=True, callback=LINE, help="Format of the base image."
+)
 @click.option("--network", default="user", show_default=True, help="libvirt's network; generated only.")
 @click.option(
     "--disk",
     "disks",
     multiple=True,
     metavar="SIZE[,KEY=VALUE]...",
+    callback=read_by(lambda values: read_disks([_device(one, "size") for one in values])),
     help="An extra disk, such as `10GiB,serial=data`; keys are those of Disk. Repeat it for more.",
 )
 @click.option(
@@ -73,6 +86,7 @@ DOMAIN_CAPABILITIES_ROOT = "domainCapabilities"
     "nics",
     multiple=True,
     metavar="[NETWORK][,KEY=VALUE]...",
+    callback=read_by(lambda values: read_nics([_device(one, "network") for one in values])),
     help="An extra network card, such as `lab` or `bridge=br0,model=e1000e`; keys are those of Nic. Repeat "
     "it for more.",
 )
@@ -90,14 +104,14 @@ def xml(
     capability_files: Sequence[TextIO],
     predefined: bool,
     name: str | None,
-    memory: str,
+    memory: int,
     vcpus: int,
     hd_image: str | None,
     base_image: str | None,
     base_format: str,
     network: str,
-    disks: Sequence[str],
-    nics: Sequence[str],
+    disks: tuple[Disk, ...],
+    nics: tuple[Nic, ...],
     virt_type: VirtType,
     allow_shared: Sequence[str],
 ) -> None:
@@ -133,10 +147,10 @@ def xml(
             base_image=base_image,
             base_format=base_format,
             allow_shared=frozenset(allow_shared),
-            disks=read_disks([_device(one, "size") for one in disks]),
-            nics=read_nics([_device(one, "network") for one in nics]),
+            disks=disks,
+            nics=nics,
             own_cards=len(nics) + (file is None),
-        ),
+        ).encode(),  # of no other encoding, whatever the terminal's is
         nl=False,
     )
 

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
+import sys
 import warnings
 from typing import Any
 
@@ -62,10 +64,16 @@ def workers_in(path: str) -> tuple[list[tuple[str, Arguments]], dict[str, Any]]:
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", ConfigWarning)  # the master itself tells them
-            config = FileLoader(os.path.dirname(os.path.abspath(file)), os.path.basename(file)).loadConfig()
-    except ConfigErrors as error:
+            with contextlib.redirect_stdout(sys.stderr):  # what it prints is no answer of a command's
+                config = FileLoader(
+                    os.path.dirname(os.path.abspath(file)), os.path.basename(file)
+                ).loadConfig()
+    except (ConfigErrors, SystemExit) as error:
+        what = (
+            f"it ends with exit({error.code!r})" if isinstance(error, SystemExit) else "; ".join(error.errors)
+        )
         raise ConfigError(
-            f"{file} cannot be used: {'; '.join(error.errors)}",
+            f"{file} cannot be used: {what}",
             remedy=f"look at it with: buildbot checkconfig {file}",
         ) from error
     workers = [worker for worker in config.workers if isinstance(worker, LibVirtWorker)]

@@ -1,0 +1,84 @@
+"""What all commands say when their output cannot be written, and when they are broken off."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from vendors import PATIENCE_S, disk, vendor_running, write_catalogue
+
+INTERRUPTED = 130
+IMAGE = "/images/disk.qcow2"
+PROGRAM = [sys.executable, "-c", "from latentvirt.cli import main; main()"]
+NAMES = """
+import sys
+sys.path[:0] = {paths!r}
+import test_cli_hosts as here
+fake = here.FakeLibvirt()
+here.add(fake, here.HERE, "ünï 名前")
+here.main(["vm", "list", "--all", "-c", here.HERE], obj=fake)
+"""
+
+
+@pytest.mark.skipif(not os.path.exists("/dev/full"), reason="there is no /dev/full")
+@pytest.mark.parametrize("words", [["image", "list"], ["--help"], ["image", "list", "--json"]])
+@pytest.mark.parametrize("unbuffered", ["", "1"])
+def test_a_full_disk_is_a_sentence(words: list[str], unbuffered: str, tmp_path: Path) -> None:
+    """Where the answer cannot be written, that is said in a sentence, and once."""
+    with open("/dev/full", "w") as full:
+        done = subprocess.run(
+            [*PROGRAM, *words],
+            stdout=full,
+            stderr=subprocess.PIPE,
+            text=True,
+            env={**os.environ, "LATENTVIRT_IMAGES": str(tmp_path), "PYTHONUNBUFFERED": unbuffered},
+        )
+    assert done.returncode == 1
+    assert done.stderr.startswith("latentvirt: standard output cannot be written: No space left")
+    assert done.stderr.count("\n") == 1
+
+
+def test_a_name_that_a_terminal_cannot_show_is_shown_somehow() -> None:
+    """A VM's name in characters that the terminal's encoding has not does not keep VMs from being listed."""
+    done = subprocess.run(
+        [sys.executable, "-c", NAMES.format(paths=[str(Path(__file__).parent)])],
+        capture_output=True,
+        env={**os.environ, "PYTHONIOENCODING": "latin-1"},
+    )
+    assert done.returncode == 0, done.stderr
+    assert "ünï \\u540d\\u524d".encode("latin-1") in done.stdout
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_pull_that_is_broken_off_keeps_what_it_has(number: signal.Signals, tmp_path: Path) -> None:
+    """Ctrl-C and SIGTERM end a download with the status of what was broken off, and it can go on later."""
+    content, store = disk(), tmp_path / "store"
+    with vendor_running() as vendor:
+        vendor.put_image(content)
+        vendor.troubles[IMAGE] = [("stall", len(content) // 2)]
+        catalogue = write_catalogue(tmp_path / "images.toml", vendor)
+        environment = {
+            **os.environ,
+            "LATENTVIRT_CATALOGUE": str(catalogue),
+            "LATENTVIRT_IMAGES": str(store),
+            "XDG_CONFIG_HOME": str(tmp_path),
+        }
+        words = [*PROGRAM, "image", "pull", "--arch", "x86_64", "lab-1"]
+        with subprocess.Popen(words, stderr=subprocess.PIPE, text=True, env=environment) as process:
+            assert process.stderr is not None
+            ends = time.monotonic() + PATIENCE_S
+            while not any(part.stat().st_size for part in store.rglob("*.part")):
+                assert time.monotonic() < ends
+                time.sleep(0.02)
+            process.send_signal(number)
+            said = process.stderr.read()
+        assert process.returncode == INTERRUPTED, said
+        assert "what was downloaded is kept" in said
+        (part,) = store.rglob("*.part")
+        assert content.startswith(part.read_bytes())
