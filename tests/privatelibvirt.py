@@ -96,7 +96,7 @@ class PrivateLibvirtd:
         if self._daemon.ended:
             self._start()
         self.cont()
-        for domain in self.virsh("list", "--name").split():
+        for domain in filter(None, self.virsh("list", "--name").splitlines()):
             self.virsh("destroy", domain)
 
     def qemu_pid(self, domain: str) -> int:

@@ -127,6 +127,18 @@ def test_a_folder_that_libvirt_has_forgotten_can_be_named(shelves: Shelves) -> N
     assert "/nowhere" in wrong.stderr
 
 
+def test_a_persons_pool_that_does_not_run_is_no_obstacle(shelves: Shelves) -> None:
+    """Copies are collected under a pool that is defined over the folder and does not run, and it stays so."""
+    target = f"<target><path>{IMAGES}</path></target>"
+    xml = f"<pool type='dir'><name>default</name>{target}</pool>"
+    shelves.fake.open(URI).storagePoolDefineXML(xml, 0)
+    told = gc(shelves)
+    assert told.exit_code == 0, told.output
+    assert [path.rpartition("/")[2][:8] for path in shelves.there()] == [digest(b"used")[:8]]
+    assert not shelves.state.pools["default"].active
+    assert not [pool for pool in shelves.state.pools.values() if pool.path.startswith(f"{IMAGES}/.")]
+
+
 def test_the_images_of_this_machine_and_of_its_master_stay(shelves: Shelves, tmp_path: Path) -> None:
     """A copy of an image that this machine's store has, or that the master.cfg names, stays."""
     store = ImageStore()

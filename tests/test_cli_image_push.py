@@ -21,6 +21,8 @@ from click.testing import CliRunner, Result
 import reactorthread
 from latentvirt.cli import main
 from latentvirt.cli import progress as progress_module
+from latentvirt.config import Connection
+from latentvirt.host import Host
 from latentvirt.images import catalogue as catalogue_module
 from latentvirt.images.naming import directory_in
 from latentvirt.images.store import BUILT, ROOT_VARIABLE, STOCK, Entry, ImageStore
@@ -276,13 +278,47 @@ def test_no_room_is_told_and_nothing_is_left(fake: FakeLibvirt, store: ImageStor
 
 
 def test_a_folder_that_a_host_has_not_is_named(fake: FakeLibvirt, store: ImageStore) -> None:
-    """An image folder is not made, but named, with the host and the image."""
+    """An image folder is not made, but named, with the host, the image, and how to name another."""
     put(store, "debian-12")
     told = push(fake, "debian-12", "-c", ONE, "--folder", "/nowhere")
     assert told.exit_code == 1
     assert f"latentvirt: debian-12: [host {ONE}]" in told.stderr
     assert "/nowhere" in told.stderr
+    assert "--folder" in told.stderr
     assert "/nowhere" not in fake.inspect(ONE).folders
+
+
+def test_a_directory_of_copies_that_was_removed_by_hand_is_made_again(
+    fake: FakeLibvirt, store: ImageStore
+) -> None:
+    """After somebody removed the directory of copies under its pool, one push brings the image there."""
+    put(store, "debian-12")
+    pushed(fake, "debian-12", "-c", ONE)
+    state = fake.inspect(ONE)
+    for path in [path for path in state.files if path.startswith(f"{directory_in(IMAGES)}/")]:
+        del state.files[path]
+    state.folders.remove(directory_in(IMAGES))
+    assert [row["done"] for row in pushed(fake, "debian-12", "-c", ONE)] == ["copied"]
+    assert len(digests(state)) == 1
+
+
+def test_an_image_in_the_folder_of_a_pool_that_does_not_run_is_read(
+    fake: FakeLibvirt, tmp_path: Path
+) -> None:
+    """An image on a host can be used where a person's pool over its folder is defined and does not run."""
+    state = fake.inspect(ONE)
+    state.add_file(f"{ELSEWHERE}/base.qcow2")
+    target = f"<target><path>{ELSEWHERE}</path></target>"
+    xml = f"<pool type='dir'><name>default</name>{target}</pool>"
+    fake.open(ONE).storagePoolDefineXML(xml, 0)
+    host = Host(Connection(ONE), reactorthread.start(), driver=fake)
+    try:
+        seen = run(host.image(f"{ELSEWHERE}/base.qcow2", probe_pool="latentvirt-look"))
+    finally:
+        run(host.close())
+    assert (seen.path, seen.format) == (f"{ELSEWHERE}/base.qcow2", "qcow2")
+    assert list(state.pools) == ["default"]
+    assert not state.pools["default"].active
 
 
 def test_other_bytes_than_were_sent_are_noticed(fake: FakeLibvirt, store: ImageStore) -> None:

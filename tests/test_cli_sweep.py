@@ -142,6 +142,43 @@ def test_a_sweep_that_breaks_off_is_gone_on_with(fake: FakeLibvirt) -> None:
     assert left(fake) == ONE_LESS
 
 
+def test_what_others_put_into_a_directory_stays_and_hinders_nothing(fake: FakeLibvirt) -> None:
+    """A file of somebody else in a dead owner's directory is named as what stays; all else goes."""
+    state, theirs = fake.inspect(URI), f"{IMAGES}/{directory_name(GONE)}"
+    state.add_file(f"{theirs}/notes.txt")
+    told = sweep(fake, "--owner", GONE, "--owner", SILENT, "--json")
+    assert told.exit_code == 0, told.output
+    done = {row["owner"]: row["done"] for row in json.loads(told.stdout)}
+    assert theirs in done[GONE]
+    assert done[SILENT] == "removed"
+    assert state.listing(theirs) == ["notes.txt"]
+    assert left(fake) == (sorted(["persons", f"vm-{LIVES}"]), [GONE, LIVES])
+
+
+def test_one_owner_that_cannot_be_cleared_hinders_no_other(fake: FakeLibvirt) -> None:
+    """Where the host refuses to remove one owner's things, the others' go, and both are told."""
+    fake.inspect(URI).trouble.fail_next("volume.delete", libvirt.VIR_ERR_OPERATION_FAILED)
+    told = sweep(fake, "--owner", GONE, "--owner", SILENT, "--json")
+    assert told.exit_code == 1
+    done = {row["owner"]: row["done"] for row in json.loads(told.stdout)}
+    assert done == {GONE: "not all removed", SILENT: "removed"}
+    assert left(fake)[1] == [GONE, LIVES]
+
+
+def test_directories_that_were_removed_by_hand_hinder_nothing(fake: FakeLibvirt) -> None:
+    """Where somebody removed directories whose pools still run, one sweep is enough for what is left."""
+    state = fake.inspect(URI)
+    for owner in (LIVES, SILENT):
+        folder = f"{IMAGES}/{directory_name(owner)}"
+        for file in state.listing(folder):
+            del state.files[f"{folder}/{file}"]
+        state.folders.remove(folder)
+    told = sweep(fake, "--json")
+    assert told.exit_code == 0, told.output
+    assert {row["owner"]: row["done"] for row in json.loads(told.stdout)}[GONE] == "removed"
+    assert left(fake)[1] == []
+
+
 def test_a_directory_that_libvirt_does_not_know_is_looked_for(fake: FakeLibvirt) -> None:
     """After a host was booted, owner and folder lead to what is on its disk."""
     fake.inspect(URI).reboot()
@@ -152,8 +189,9 @@ def test_a_directory_that_libvirt_does_not_know_is_looked_for(fake: FakeLibvirt)
 
 
 def test_a_wrong_command_line_is_refused(fake: FakeLibvirt) -> None:
-    """What cannot be an owner's id, and a folder without an owner, are refused before anything is asked."""
-    for arguments in (("--owner", "me"), ("--folder", IMAGES)):
+    """No owner's id, a relative folder, and one without an owner are refused before anything is asked."""
+    relative = ("--owner", GONE, "--folder", "images")
+    for arguments in (("--owner", "me"), ("--owner", "A" * 16), ("--folder", IMAGES), relative):
         assert sweep(fake, *arguments).exit_code == 2
     assert left(fake) == ALL
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import posixpath
 from collections import defaultdict
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 
 import attrs
 
@@ -38,7 +38,7 @@ class Estate:
         return sum(map(len, self.files.values()))
 
 
-async def estates(host: Host, owners: Iterable[str] = (), folders: Iterable[str] = ()) -> list[Estate]:
+async def estates(host: Host, owners: Collection[str] = (), folders: Iterable[str] = ()) -> list[Estate]:
     """Find out whose VMs and directories a host has.
 
     Args:
@@ -64,7 +64,9 @@ async def estates(host: Host, owners: Iterable[str] = (), folders: Iterable[str]
             where[owner].add(folder)
     for owner in owners:
         where[owner].update(folders)
-    return [await _estate(host, owner, domains[owner], where[owner]) for owner in sorted({*domains, *where})]
+    found = [await _estate(host, owner, domains[owner], where[owner]) for owner in sorted({*domains, *where})]
+    # libvirt may know of a directory that somebody removed by hand.
+    return [estate for estate in found if estate.domains or estate.files or estate.owner in owners]
 
 
 async def _directories_of(host: Host, domain: DomainView) -> set[str]:
@@ -87,7 +89,7 @@ async def _estate(host: Host, owner: str, domains: list[DomainView], folders: se
     return Estate(owner=owner, until=max(leases, default=None), domains=tuple(domains), files=files)
 
 
-async def clear(host: Host, estate: Estate, now: float) -> None:
+async def clear(host: Host, estate: Estate, now: float) -> list[str]:
     """End an owner's VMs, and remove its files and directories; what is held, and others' things, stay.
 
     Args:
@@ -95,9 +97,13 @@ async def clear(host: Host, estate: Estate, now: float) -> None:
         estate: what the owner has there.
         now: seconds since the epoch.
 
+    Returns:
+        The directories that stay, since there are others' things in them.
+
     Raises:
         HostError: the host did not let us; another time it goes on there.
     """
+    stay: list[str] = []
     spared: set[str] = set()
     for domain in estate.domains:
         if domain.held_at(now) is not None:
@@ -109,5 +115,6 @@ async def clear(host: Host, estate: Estate, now: float) -> None:
         for name in names:
             if (parsed := FileName.parse(name)) is not None and parsed.start not in spared:
                 await storage.delete(name)
-        if not spared:
-            await storage.remove()
+        if not spared and not await storage.remove():
+            stay.append(storage.directory)
+    return stay

@@ -11,14 +11,24 @@ import attrs
 import click
 
 from latentvirt.abandoned import Estate, clear, estates
-from latentvirt.cli.asking import EXIT_STATUS, about_hosts, ask, finish, tell_errors, tell_json, tell_table
+from latentvirt.cli.asking import (
+    EXIT_STATUS,
+    Answer,
+    about_hosts,
+    ask,
+    finish,
+    tell_errors,
+    tell_json,
+    tell_table,
+)
 from latentvirt.config import Connection
+from latentvirt.errors import HostUnreachable, LatentvirtError
 from latentvirt.hold import moment
 from latentvirt.host import DomainView, Driver, Host
 from latentvirt.names import OWNER_PATTERN
 
 
-@attrs.frozen
+@attrs.define
 class Decided:
     """What is done with an owner's things on one host.
 
@@ -26,17 +36,28 @@ class Decided:
         estate: the things.
         why_not: why they stay; empty if they go.
         held: the VMs that stay all the same, since somebody holds them.
+        stay: the directories that stay all the same, since there are others' things in them.
+        error: what went wrong when they were removed; None if nothing did.
     """
 
     estate: Estate
     why_not: str
     held: tuple[DomainView, ...]
+    stay: Sequence[str] = ()
+    error: LatentvirtError | None = None
 
 
 def _owner(_: click.Context, __: click.Parameter, given: Sequence[str]) -> Sequence[str]:
     for owner in given:
         if OWNER_PATTERN.fullmatch(owner) is None:
-            raise click.BadParameter(f"{owner!r} is no owner's id, which has 16 hexadecimal digits")
+            raise click.BadParameter(f"{owner!r} is no owner's id, which has 16 digits of 0-9 and a-f")
+    return given
+
+
+def _folder(_: click.Context, __: click.Parameter, given: Sequence[str]) -> Sequence[str]:
+    for folder in given:
+        if not folder.startswith("/"):
+            raise click.BadParameter(f"{folder!r} is relative; name an absolute path on the hosts")
     return given
 
 
@@ -51,6 +72,7 @@ def _owner(_: click.Context, __: click.Parameter, given: Sequence[str]) -> Seque
     "folders",
     metavar="PATH",
     multiple=True,
+    callback=_folder,
     help="With --owner: an image folder to look in, where libvirt does not know the owner's directory.",
 )
 @click.option("--json", "as_json", is_flag=True, help="Print a list of objects instead of a table.")
@@ -81,9 +103,8 @@ def sweep(
             for estate in await estates(host, owners, folders)
             if not owners or estate.owner in owners
         ]
-        for one in decided:
-            if not one.why_not and not dry_run:
-                await clear(host, one.estate, now)
+        if not dry_run:
+            await _clear(host, [one for one in decided if not one.why_not], now)
         return decided
 
     answers = finish(connections, lambda: ask(connections, see_to, driver))
@@ -95,7 +116,33 @@ def sweep(
         tell_table(
             [column.upper() for column in columns], [[row[column] for column in columns] for row in rows]
         )
-    sys.exit(int(tell_errors(answers)))
+    sys.exit(int(tell_errors([*answers, *_failures(answers)])))
+
+
+async def _clear(host: Host, going: Sequence[Decided], now: float) -> None:
+    """Remove owners' things; where one's are in the way, the others' go all the same."""
+    away: HostUnreachable | None = None
+    for one in going:
+        if away is None:
+            try:
+                one.stay = await clear(host, one.estate, now)
+            except HostUnreachable as error:
+                one.error = away = error
+            except LatentvirtError as error:
+                one.error = error
+        else:
+            one.error = away
+
+
+def _failures(answers: Sequence[Answer[list[Decided]]]) -> list[Answer[Any]]:
+    """List what went wrong on hosts that answered, each reason once."""
+    failed = {
+        str(one.error): Answer[Any](answer.uri, error=one.error)
+        for answer in answers
+        for one in answer.found or []
+        if one.error is not None
+    }
+    return list(failed.values())
 
 
 def _held(estate: Estate, now: float) -> tuple[DomainView, ...]:
@@ -117,11 +164,16 @@ def _row(uri: str, one: Decided, dry_run: bool) -> dict[str, Any]:
         "vms": len(one.estate.domains),
         "files": one.estate.count,
         "held": [domain.name for domain in one.held],
-        "done": one.why_not or ("would be removed" if dry_run else "removed") + _but_held(one),
+        "done": one.why_not or ("would be removed" if dry_run else _done(one)) + _but(one),
     }
 
 
-def _but_held(one: Decided) -> str:
-    """Say what stays of an owner's things, since somebody holds it."""
-    held = ", ".join(f"{domain.name}, {domain.hold}" for domain in one.held)
-    return f", but for {held}" if held else ""
+def _done(one: Decided) -> str:
+    return "removed" if one.error is None else "not all removed"
+
+
+def _but(one: Decided) -> str:
+    """Say what stays of an owner's things: what somebody holds, and where others have theirs."""
+    held = [f"{domain.name}, {domain.hold}" for domain in one.held]
+    but = ", ".join([*held, *(f"{directory}, which has others' files in it" for directory in one.stay)])
+    return f", but for {but}" if but else ""

@@ -36,7 +36,7 @@ def ensure_pool(connection: Any, name: str, path: str, *, make: bool) -> None:
         try:
             _ensure_pool(connection, name, path, flags)
         except libvirt.libvirtError as error:
-            if not make and _says_no_such_file(error):
+            if not make and _says(error, errno.ENOENT):
                 raise NotFound(f"there is no directory {path}", code=error.get_error_code()) from error
             if not tries_left or not _says_another_makes_it(error):
                 raise
@@ -51,7 +51,7 @@ def _says_another_makes_it(error: libvirt.libvirtError) -> bool:
         libvirt.VIR_ERR_OPERATION_FAILED,
         libvirt.VIR_ERR_OPERATION_INVALID,
         libvirt.VIR_ERR_NO_STORAGE_POOL,
-    ) or _says_no_such_file(error)  # who gives up takes the other's state file along
+    ) or _says(error, errno.ENOENT)  # who gives up takes the other's state file along
 
 
 def _ensure_pool(connection: Any, name: str, path: str, flags: int) -> None:
@@ -87,18 +87,18 @@ def _check_folder(connection: Any, folder: str, probe_pool: str) -> None:
     try:
         connection.storagePoolCreateXML(xml, 0).destroy()
     except libvirt.libvirtError as error:
-        if _says_no_such_file(error):
+        if _says(error, errno.ENOENT):
             raise NotFound(f"there is no folder {folder}", code=error.get_error_code()) from error
         # Whatever else is wrong with it will be said when our directory is made in it.
 
 
-def remove_pool(connection: Any, name: str) -> None:
-    """Remove a pool and its directory, if that is empty; one that is not there is done already."""
+def remove_pool(connection: Any, name: str) -> bool:
+    """Remove a pool and its directory, if that is empty; says whether the directory is gone."""
     try:
         pool = connection.storagePoolLookupByName(name)
     except libvirt.libvirtError as error:
         if error.get_error_code() == libvirt.VIR_ERR_NO_STORAGE_POOL:
-            return
+            return True
         raise
     # Only a defined pool outlives its end, and only one that has ended can delete its directory.
     pool = connection.storagePoolDefineXML(pool.XMLDesc(libvirt.VIR_STORAGE_XML_INACTIVE), 0)
@@ -106,18 +106,25 @@ def remove_pool(connection: Any, name: str) -> None:
         pool.destroy()
     try:
         pool.delete(libvirt.VIR_STORAGE_POOL_DELETE_NORMAL)
+    except libvirt.libvirtError as error:
+        if _says(error, errno.ENOTEMPTY, errno.EEXIST):
+            return False
+        if not _says(error, errno.ENOENT):
+            raise
     finally:
         pool.undefine()
+    return True
 
 
 def list_pools(connection: Any) -> dict[str, str]:
     """List the active pools: name to directory."""
-    return {str(pool.name()): directory for pool, directory in _active_pools(connection)}
+    active = _pools(connection, libvirt.VIR_CONNECT_LIST_STORAGE_POOLS_ACTIVE)
+    return {str(pool.name()): directory for pool, directory in active}
 
 
-def _active_pools(connection: Any) -> Iterator[tuple[Any, str]]:
-    """Yield the active pools, each with its directory; those that somebody makes for a look come and go."""
-    for pool in connection.listAllStoragePools(libvirt.VIR_CONNECT_LIST_STORAGE_POOLS_ACTIVE):
+def _pools(connection: Any, which: int) -> Iterator[tuple[Any, str]]:
+    """Yield pools, each with its directory; those that somebody makes for a look come and go."""
+    for pool in connection.listAllStoragePools(which):
         try:
             xml = pool.XMLDesc(0)
         except libvirt.libvirtError as error:
@@ -129,23 +136,31 @@ def _active_pools(connection: Any) -> Iterator[tuple[Any, str]]:
 
 def list_volumes(pool: Any) -> list[str]:
     """List a pool's volumes by name, as the directory holds them now; see `Host.volumes`."""
-    try:
-        pool.refresh(0)
-    except libvirt.libvirtError as error:
-        # "has asynchronous jobs running" has no code of its own; if it is worse, the list fails, too.
-        if error.get_error_code() != libvirt.VIR_ERR_INTERNAL_ERROR:
-            raise
+    _refresh(pool)
     return [str(name) for name in pool.listVolumes()]
 
 
 def room(pool: Any) -> int:
     """Say how many bytes are free where a pool lies, as of now."""
+    _refresh(pool)
+    return int(pool.info()[_AVAILABLE])
+
+
+def _refresh(pool: Any) -> None:
+    """Let a pool look at its directory; where somebody is making a volume, it is what libvirt knows of.
+
+    Raises:
+        NotFound: somebody removed the directory; libvirt stops such a pool.
+    """
     try:
         pool.refresh(0)
     except libvirt.libvirtError as error:
+        if _says(error, errno.ENOENT):
+            code = error.get_error_code()
+            raise NotFound(f"the directory of the storage pool is gone: {error}", code=code) from error
+        # "has asynchronous jobs running" has no code of its own; if it is worse, what follows fails, too.
         if error.get_error_code() != libvirt.VIR_ERR_INTERNAL_ERROR:
-            raise  # else somebody is making a volume there, and it is what libvirt knows of
-    return int(pool.info()[_AVAILABLE])
+            raise
 
 
 def delete_volume(pool: Any, name: str) -> None:
@@ -262,7 +277,17 @@ def _look_pool(connection: Any, path: str, probe_pool: str) -> tuple[Any, bool]:
             theirs.refresh(0)
             return theirs, False
         time.sleep(POOL_PAUSE_S)
+    if _is_defined_over(connection, posixpath.dirname(path)):
+        # libvirt would refuse a second pool over that folder, though that one does not run; it is a person's,
+        # so it is not started. What libvirt compares is the spelling.
+        path = posixpath.join(posixpath.dirname(path), posixpath.curdir, posixpath.basename(path))
     return _make_look_pool(connection, probe_pool, path), True
+
+
+def _is_defined_over(connection: Any, folder: str) -> bool:
+    """Whether a pool over a folder is defined and does not run."""
+    pools = _pools(connection, libvirt.VIR_CONNECT_LIST_STORAGE_POOLS_INACTIVE)
+    return any(directory == folder for _, directory in pools)
 
 
 def list_folder(connection: Any, folder: str, probe_pool: str) -> list[str]:
@@ -280,7 +305,7 @@ def _make_look_pool(connection: Any, name: str, path: str) -> Any:
     try:
         return connection.storagePoolCreateXML(xml, 0)
     except libvirt.libvirtError as error:
-        if _says_no_such_file(error):
+        if _says(error, errno.ENOENT):
             code = error.get_error_code()
             raise NotFound(f"could not look at {path}: {error}", code=code) from error
         raise
@@ -289,16 +314,17 @@ def _make_look_pool(connection: Any, name: str, path: str) -> Any:
 def _in_the_way(connection: Any, probe_pool: str, folder: str) -> Any | None:
     """Find somebody's pool over a folder; one of ours that was left there goes."""
     found = None
-    for pool, directory in _active_pools(connection):
+    for pool, directory in _pools(connection, libvirt.VIR_CONNECT_LIST_STORAGE_POOLS_ACTIVE):
         if pool.name() == probe_pool:
             pool.destroy()
-        elif directory == folder:
+        elif posixpath.normpath(directory) == folder:
             found = pool
     return found
 
 
-def _says_no_such_file(error: libvirt.libvirtError) -> bool:
-    return bool(error.get_error_code() == libvirt.VIR_ERR_SYSTEM_ERROR and error.get_int1() == errno.ENOENT)
+def _says(error: libvirt.libvirtError, *numbers: int) -> bool:
+    """Whether the host's system said one of these."""
+    return error.get_error_code() == libvirt.VIR_ERR_SYSTEM_ERROR and error.get_int1() in numbers
 
 
 def _seen_anew(connection: Any, path: str, known: dict[str, str]) -> ImageView:
@@ -335,7 +361,7 @@ def _image_view(volume: Any, path: str = "") -> ImageView:
         path=path or str(root.findtext("target/path", "")),
         format=str(found.get("type")) if found is not None else "raw",
         capacity=int(root.findtext("capacity", "0")),
-        backing=root.findtext("backingStore/path"),
+        backing=_plain(root.findtext("backingStore/path")),
         backing_format=backing_format.get("type") if backing_format is not None else None,
         owner=owner,
         size=int(root.findtext("allocation", "0")),
@@ -343,3 +369,8 @@ def _image_view(volume: Any, path: str = "") -> ImageView:
         modified=f"{length} {modified}",
         stamp=f"{length} {modified} {changed}",
     )
+
+
+def _plain(path: str | None) -> str | None:
+    """Spell what an image stands on as it is, whichever way the pool is spelled through which it was seen."""
+    return path and path.replace("/./", "/")

@@ -37,9 +37,13 @@ class VolumeVerbs(Caller):
         """List the active pools: name to directory."""
         return await self._call("list the storage pools", storage.list_pools)
 
-    async def remove_pool(self, name: str) -> None:
-        """Remove a pool and its directory, if that is empty; one that is not there is done already."""
-        await self._call(
+    async def remove_pool(self, name: str) -> bool:
+        """Remove a pool and its directory; one that is not there is done already.
+
+        Returns:
+            Whether the directory is gone; it stays if there is something in it.
+        """
+        return await self._call(
             f"remove the storage pool {name}",
             lambda c: storage.remove_pool(c, name),
             deadline_s=self._deadlines.storage,

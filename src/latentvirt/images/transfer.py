@@ -34,6 +34,7 @@ from latentvirt.images.shelf import Read, Shelf
 from latentvirt.images.source import Source
 from latentvirt.images.telling import Telling
 from latentvirt.images.unbroken import unbroken
+from latentvirt.storage.base import NAME_ANOTHER
 
 logger = logging.getLogger(__name__)
 
@@ -303,7 +304,7 @@ class Transfer:
                 f"there is no room for the image {self.image}: it needs {needed} MiB, and "
                 f"{free // BYTES_PER_MIB} MiB are free",
                 host=self.place.uri,
-                remedy=f"make room where {self.place.shelf.path_of('')} is, or name another hd_image",
+                remedy=f"make room where {self.place.shelf.path_of('')} is, or {NAME_ANOTHER}",
             )
 
     # Undoing

@@ -11,6 +11,12 @@ from latentvirt.names import FileName, Lease
 
 FILE_MODE = "0600"
 
+NAME_ANOTHER = (
+    "name another folder: in master.cfg with hd_image= (base_image= if there is none) or images= of the "
+    "Connection, on a command line with --folder"
+)
+"""What can be done about an image folder that will not do, whoever named it."""
+
 
 class Storage(Protocol):
     """Where the files of one owner on one host, in one folder, live."""
@@ -114,8 +120,12 @@ class Storage(Protocol):
         """Say in the directory until when (seconds since the epoch) its owner claims it."""
         ...
 
-    async def remove(self) -> None:
-        """Remove the directory and the lease in it; what else is in it stays, and so does it then."""
+    async def remove(self) -> bool:
+        """Remove the directory and the lease in it; what else is in it stays, and so does it then.
+
+        Returns:
+            Whether the directory is gone.
+        """
         ...
 
 
@@ -124,7 +134,7 @@ def no_folder(folder: str, host: str) -> ImageError:
     return ImageError(
         f"there is no folder {folder} on the host, and only a directory in it is ours to make",
         host=host,
-        remedy="correct hd_image (or base_image, if there is no hd_image), or make the folder",
+        remedy=f"make the folder, or {NAME_ANOTHER}",
     )
 
 

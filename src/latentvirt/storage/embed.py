@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import posixpath
@@ -14,7 +15,7 @@ from latentvirt.domainxml import Layer
 from latentvirt.errors import AlreadyExists, HostError, ImageError, NotFound, Refused
 from latentvirt.host import Host, ImageView
 from latentvirt.names import FileName, Lease, directory_name
-from latentvirt.storage.base import FILE_MODE, delete_leases, no_folder, renew_lease
+from latentvirt.storage.base import FILE_MODE, NAME_ANOTHER, delete_leases, no_folder, renew_lease
 from latentvirt.storage.permissions import owner_of
 
 STAT_BLOCK_BYTES = 512
@@ -46,7 +47,7 @@ def make_directory(directory: str, folder: str, host: str) -> None:
         raise Refused(
             f"could not make the directory {directory}: {error.strerror}",
             host=host,
-            remedy=f"let the master's user write to {folder}, or name another hd_image",
+            remedy=f"let the master's user write to {folder}, or {NAME_ANOTHER}",
         ) from error
 
 
@@ -163,17 +164,22 @@ class EmbedStorage:
         """Say in the directory until when its owner claims it."""
         await renew_lease(self, Lease(until))
 
-    async def remove(self) -> None:
-        """Remove the lease and the directory."""
+    async def remove(self) -> bool:
+        """Remove the lease and the directory, and say whether that is gone."""
         await delete_leases(self)
 
-        def remove() -> None:
+        def remove() -> bool:
             try:
                 os.rmdir(self.directory)
             except FileNotFoundError:
                 pass
+            except OSError as error:
+                if error.errno not in (errno.ENOTEMPTY, errno.EEXIST):
+                    raise
+                return False
+            return True
 
-        await self.host.run_local("remove our directory", remove)
+        return await self.host.run_local("remove our directory", remove)
 
 
 def _make_file(path: str, host: str) -> None:

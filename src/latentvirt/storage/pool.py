@@ -156,8 +156,8 @@ class PoolStorage:
         """Say in the directory until when its owner claims it."""
         await renew_lease(self, Lease(until))
 
-    async def remove(self) -> None:
-        """Remove the lease, the pool and the directory."""
+    async def remove(self) -> bool:
+        """Remove the lease, the pool and the directory, and say whether that is gone."""
         await delete_leases(self)
         self._prepared_on = None
-        await self.host.remove_pool(self._pool)
+        return await self.host.remove_pool(self._pool)

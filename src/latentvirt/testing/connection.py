@@ -23,6 +23,9 @@ from latentvirt.testing.trouble import libvirt_error
 
 DEFAULT_URI = "qemu:///system"
 
+_ACTIVE_POOLS = libvirt.VIR_CONNECT_LIST_STORAGE_POOLS_ACTIVE
+_INACTIVE_POOLS = libvirt.VIR_CONNECT_LIST_STORAGE_POOLS_INACTIVE
+
 
 class FakeLibvirt:
     """Open connections to fake hosts: a `latentvirt.host.Driver`.
@@ -281,7 +284,7 @@ class VirConnect:
             wanted = [
                 pool
                 for pool in self.host.pools.values()
-                if pool.active or not flags & libvirt.VIR_CONNECT_LIST_STORAGE_POOLS_ACTIVE
+                if not flags or flags & (_ACTIVE_POOLS if pool.active else _INACTIVE_POOLS)
             ]
         return [VirPool(self, pool) for pool in wanted]
 

@@ -71,28 +71,33 @@ class VirPool:
         pool = self._pool
         if flags & libvirt.VIR_STORAGE_POOL_CREATE_WITH_BUILD:
             self._host.add_folder(pool.path)
-        if pool.path not in self._host.folders:
+        self._look(pool)
+        pool.active = True
+
+    def refresh(self, flags: int = 0) -> int:
+        pool = self._meet("refresh", active=True)
+        with self._host.lock:
+            try:
+                self._look(pool)
+            except libvirt.libvirtError:
+                self._stop(pool)
+                raise
+        return 0
+
+    def _look(self, pool: FakePool) -> None:
+        there = posixpath.normpath(pool.path)
+        if there not in self._host.folders:
             raise libvirt_error(
                 libvirt.VIR_ERR_SYSTEM_ERROR,
                 f"cannot open directory '{pool.path}': No such file or directory",
                 errno=2,
             )
-        pool.active = True
-        self._look(pool)
-
-    def refresh(self, flags: int = 0) -> int:
-        pool = self._meet("refresh", active=True)
-        with self._host.lock:
-            self._look(pool)
-        return 0
-
-    def _look(self, pool: FakePool) -> None:
         pool.seen = {}
-        for name in self._host.listing(pool.path):
-            pool.see(name, self._host.files[posixpath.join(pool.path, name)])
+        for name in self._host.listing(there):
+            pool.see(name, self._host.files[posixpath.join(there, name)])
         for folder in self._host.folders:
             above, name = posixpath.split(folder)
-            if above == pool.path and name:
+            if above == there and name:
                 pool.see(name, FakeFile(format="dir", capacity=0))
 
     def info(self) -> list[int]:
@@ -101,11 +106,13 @@ class VirPool:
 
     def destroy(self) -> int:
         with self._host.lock:
-            pool = self._meet("destroy", active=True)
-            pool.active = False
-            if not pool.persistent:
-                del self._host.pools[pool.name]
+            self._stop(self._meet("destroy", active=True))
         return 0
+
+    def _stop(self, pool: FakePool) -> None:
+        pool.active = False
+        if not pool.persistent:
+            del self._host.pools[pool.name]
 
     def delete(self, flags: int = 0) -> int:
         pool = self._meet("delete", active=False)
@@ -115,6 +122,12 @@ class VirPool:
                     libvirt.VIR_ERR_SYSTEM_ERROR,
                     f"failed to remove pool '{pool.path}': Directory not empty",
                     errno=39,
+                )
+            if pool.path not in self._host.folders:
+                raise libvirt_error(
+                    libvirt.VIR_ERR_SYSTEM_ERROR,
+                    f"failed to remove pool '{pool.path}': No such file or directory",
+                    errno=2,
                 )
             self._host.folders.discard(pool.path)
         return 0
@@ -241,7 +254,7 @@ class VirVolume:
         return 0
 
     def _file(self, path: str) -> FakeFile:
-        file = self._connection.host.files.get(path)
+        file = self._connection.host.files.get(posixpath.normpath(path))
         if file is None:
             raise no_volume("path", path)
         return file
@@ -250,15 +263,13 @@ class VirVolume:
         path = self._meet("delete")
         with self._connection.host.lock:
             self._pool.seen.pop(self._name, None)
-            removed = self._connection.host.files.pop(path, None)
+            removed = self._connection.host.files.pop(posixpath.normpath(path), None)
             self._connection.host.free += len((removed and removed.content) or b"")
         return 0
 
     def XMLDesc(self, flags: int = 0) -> str:
         path = self._meet("XMLDesc")
-        file, seen = self._connection.host.files.get(path), self._pool.seen[self._name]
-        if file is None:
-            raise no_volume("path", path)
+        file, seen = self._file(path), self._pool.seen[self._name]
         capacity = file.length if seen.format == "raw" else file.capacity
         backing = ""
         if seen.backing is not None:
