@@ -15,12 +15,15 @@ from typing import Any
 
 import attrs
 import pytest
+from click.testing import CliRunner
 
+from latentvirt.cli import main
 from latentvirt.durations import DAY_S
 from latentvirt.errors import ImageError
 from latentvirt.images import download, web
-from latentvirt.images.download import Pulled, partial_files, pull
+from latentvirt.images.download import Pulled, pull
 from latentvirt.images.items import Item
+from latentvirt.images.parts import partial_files
 from latentvirt.images.store import BUILT, STOCK, ImageStore
 from latentvirt.images.vendor import find_sum, names_on, newest, read_sums
 from vendors import MIB, PATIENCE_S, Vendor, disk, vendor_running, write_catalogue
@@ -719,6 +722,21 @@ def test_a_file_that_is_not_as_pinned_or_not_there_is_refused(
     assert (store.entries(), list(store.scratch().iterdir())) == ([], [])
 
 
+@pytest.mark.parametrize("kind", ["pipe", "device", "folder"])
+def test_what_is_no_file_is_refused_at_once(
+    vendor: Vendor, store: ImageStore, tmp_path: Path, kind: str
+) -> None:
+    """A path of the catalogue that names what has no end is told, instead of being read for ever."""
+    path = {"pipe": str(tmp_path / "pipe"), "device": os.devnull, "folder": str(tmp_path)}[kind]
+    if kind == "pipe":
+        os.mkfifo(path)
+    with pytest.raises(
+        ImageError, match=r"is (no ordinary file|a directory).*What to do: name the image file"
+    ):
+        get(vendor, store, url="", sums="", path=path)
+    assert (store.entries(), list(store.scratch().iterdir())) == ([], [])
+
+
 # Processes
 
 PULLING = """
@@ -763,6 +781,22 @@ def test_a_download_that_was_killed_goes_on(vendor: Vendor, store: ImageStore, t
     assert content_of(store) == image
     assert vendor.asked(IMAGE) == [(None, 200), (f"bytes={have}-", 206)]
     assert "going on after" in said[1]
+
+
+def test_what_is_just_being_got_is_not_removed(vendor: Vendor, store: ImageStore, tmp_path: Path) -> None:
+    """Removing an image while it is downloaded is refused, and the download ends as if nobody had tried."""
+    image = disk(4 * MIB)
+    vendor.put_image(image)
+    vendor.after = 3 * MIB
+    getting = pulling(vendor, store, tmp_path)
+    until(lambda: [files[0].stat().st_size >= 2 * MIB for files in partial_files(store).values()] == [True])
+    tried = CliRunner().invoke(main, ["image", "remove", "lab-1"], env={"LATENTVIRT_IMAGES": str(store.root)})
+    vendor.gate.set()
+    said = getting.communicate(timeout=PATIENCE_S)
+    assert (tried.exit_code, tried.stdout) == (1, "")
+    assert "lab-1 x86_64 stock is just being got by another process. What to do: wait" in tried.stderr
+    assert getting.returncode == 0, said
+    assert content_of(store) == image
 
 
 def test_two_processes_that_want_one_image_download_it_once(

@@ -47,21 +47,22 @@ class Catalogue:
     def __iter__(self) -> Iterator[Item]:
         return iter(sorted(self.items.values(), key=lambda item: (item.name, item.arch)))
 
-    def name_of(self, called: str, *, also: Sequence[str] = ()) -> str:
+    def name_of(self, called: str, *, also: Sequence[str] = (), here: bool = False) -> str:
         """Find the one name of an image that may be called otherwise.
 
         Args:
             called: its name, a codename (``bookworm``), or the distribution and either (``debian-bookworm``).
             also: names that the catalogue does not have.
+            here: whether it must be one of those, which are on this machine.
 
         Raises:
             ConfigError: there is none; names the nearest.
         """
         wanted = called.lower()
-        by_name = {name: name for name in (*also, *(item.name for item in self.items.values()))}
-        if wanted in by_name:
+        items = [item for item in self.items.values() if not here or item.name in also]
+        if wanted in {*also, *(item.name for item in items)}:
             return wanted
-        found = {item.name for item in self.items.values() if wanted in item.names}
+        found = {item.name for item in items if wanted in item.names}
         if len(found) == 1:
             return found.pop()
         if found:
@@ -69,9 +70,14 @@ class Catalogue:
                 f"the image {shown(called)} may be any of {', '.join(sorted(found))}",
                 remedy="write one of these names",
             )
-        known = {name for item in self.items.values() for name in item.names} | set(also)
+        known = {name for item in items for name in item.names} | set(also)
         near = difflib.get_close_matches(wanted, sorted(known), NEAREST)
         meant = f"; did you mean {' or '.join(near)}?" if near else ""
+        if here:
+            raise ConfigError(
+                f"there is no image {shown(called)} here{meant}",
+                remedy="latentvirt image list names those that there are",
+            )
         raise ConfigError(
             f"there is no image {shown(called)}{meant}",
             remedy="latentvirt image list --available names those that there are; a file of your own, "

@@ -23,7 +23,8 @@ from latentvirt.durations import DAY_S
 from latentvirt.errors import ImageError
 from latentvirt.images.head import HEAD_BYTES, format_of
 from latentvirt.images.items import Item, without_password
-from latentvirt.images.reading import ON_MASTER
+from latentvirt.images.parts import getting, part_of
+from latentvirt.images.reading import ON_MASTER, open_image
 from latentvirt.images.store import CHUNK_BYTES, Entry, ImageStore
 from latentvirt.images.vendor import Checksum, Offer, offer_of
 from latentvirt.images.web import LATER, PARTIAL, RANGE_IS_WRONG, Passing, Web
@@ -99,7 +100,7 @@ def pull(
         waited = True
         listener.say(f"another process is getting {item.name} for {item.arch} already: waiting for it")
 
-    with store.lock(f"pull {item.name}.{item.arch}.{item.kind}", waits):
+    with getting(store, (item.name, item.arch, item.kind), waits):
         # Who had the lock before may just have done all this.
         if waited and (entry := stored(asked_at if refresh else asked_at - max_age_s)):
             return Pulled(entry, "kept")
@@ -111,29 +112,6 @@ def pull(
         if known is not None and _is_unchanged(known, offer, web):
             return Pulled(store.confirm(known), "unchanged")
         return Pulled(_Download(item, offer, store, listener, web).run(), "new")
-
-
-PART = ".part"
-NOTE = ".note"
-
-Which = tuple[str, str, str]
-"""Name, architecture and kind of an image."""
-
-
-def partial_files(store: ImageStore) -> dict[Which, tuple[Path, ...]]:
-    """List what was fetched of images that are not whole yet."""
-    found: dict[Which, tuple[Path, ...]] = {}
-    for path in sorted((store.root / "scratch").glob(f"*{PART}")):
-        parts = path.name.removesuffix(PART).rsplit(".", 2)
-        if len(parts) == 3:
-            found[(parts[0], parts[1], parts[2])] = (path, path.with_suffix(NOTE))
-    return found
-
-
-def _partial(store: ImageStore, item: Item) -> tuple[Path, Path]:
-    """Say where what was fetched of an image lies, and what is known of that."""
-    part = store.scratch() / f"{item.name}.{item.arch}.{item.kind}{PART}"
-    return part, part.with_suffix(NOTE)
 
 
 def _is_of(entry: Entry, item: Item) -> bool:
@@ -159,10 +137,10 @@ def _is_unchanged(entry: Entry, offer: Offer, web: Web) -> bool:
 
 
 def _from_file(item: Item, store: ImageStore, listener: Listener, known: Entry | None) -> Pulled:
-    part, _ = _partial(store, item)
+    part, _ = part_of(store, (item.name, item.arch, item.kind))
     try:
-        with open(item.path, "rb") as source:
-            status = os.fstat(source.fileno())
+        file, status = open_image(item.path)
+        with open(file, "rb") as source:
             stamp = f"{status.st_size} bytes, written {status.st_mtime_ns}"
             if known is not None and known.source.get("validator") == stamp:
                 return Pulled(store.confirm(known), "unchanged")
@@ -256,7 +234,7 @@ class _Download:
 
     def run(self) -> Entry:
         """Fetch it, compare it, and publish it."""
-        part, note = _partial(self.store, self.item)
+        part, note = part_of(self.store, (self.item.name, self.item.arch, self.item.kind))
         for again in (True, False):
             whole, resumed = self.web.patiently(lambda: self._fetch(part, note))
             source = {

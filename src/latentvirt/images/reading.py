@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import os
+import stat
 import tempfile
 
 import attrs
@@ -85,6 +86,22 @@ class Reader:
         ):
             raise Changed(self._image)
         return data
+
+
+def open_image(path: str) -> tuple[int, os.stat_result]:
+    """Open an image's file on this machine: its descriptor, and what it is.
+
+    Raises:
+        OSError: it cannot be opened.
+        ImageError: it is no ordinary file, and may have no end.
+    """
+    file = os.open(path, os.O_RDONLY | os.O_NONBLOCK)  # a pipe of that name is not waited for
+    status = os.fstat(file)
+    if not stat.S_ISREG(status.st_mode):
+        os.close(file)
+        kind = "a directory" if stat.S_ISDIR(status.st_mode) else "no ordinary file"
+        raise ImageError(f"the image {path} {ON_MASTER} is {kind}", remedy="name the image file")
+    return file, status
 
 
 def unreadable(image: Image, error: OSError) -> ImageError:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import stat
 import threading
 import weakref
 from collections.abc import Callable
@@ -16,7 +15,7 @@ from latentvirt.errors import ImageError, NotFound
 from latentvirt.flights import Flights, Say
 from latentvirt.host import Host
 from latentvirt.images.head import HEAD_BYTES, format_of
-from latentvirt.images.reading import ON_MASTER, Changed, Identity, Reader, Spool, unreadable
+from latentvirt.images.reading import ON_MASTER, Changed, Identity, Reader, Spool, open_image, unreadable
 from latentvirt.images.telling import Telling
 from latentvirt.images.threads import in_thread
 from latentvirt.names import look_pool_name
@@ -76,17 +75,10 @@ class FileSource:
         return Reader(await in_thread(self.reactor, lambda _: self._opened()[0]), self.image, identity)
 
     def _opened(self) -> tuple[int, os.stat_result]:
-        path = self.image.path
         try:
-            file = os.open(path, os.O_RDONLY | os.O_NONBLOCK)  # a pipe of that name is not waited for
+            return open_image(self.image.path)
         except OSError as error:
             raise unreadable(self.image, error) from error
-        status = os.fstat(file)
-        if not stat.S_ISREG(status.st_mode):
-            os.close(file)
-            kind = "a directory" if stat.S_ISDIR(status.st_mode) else "no ordinary file"
-            raise ImageError(f"the image {path} {ON_MASTER} is {kind}", remedy="name the image file")
-        return file, status
 
     def _identify(self, given_up: threading.Event) -> Identity:
         """Runs on a thread."""
