@@ -270,6 +270,30 @@ def test_in_a_pipe_progress_is_a_line_now_and_then(
 def test_on_a_terminal_there_is_a_bar(store: ImageStore, vendor: Vendor) -> None:
     """While it downloads a terminal shows a bar with size and speed, which is gone at the end."""
     vendor.chunk = 16 * 1024
+    seen, out = pulled_on_terminal("lab-1")
+    text = re.sub(rb"\x1b\[[0-9;?]*[A-Za-z]", b"", seen).decode()
+    assert "lab-1 x86_64" in text
+    assert "/3.0 MiB" in text or "/3.1 MiB" in text
+    assert out.decode().startswith("lab-1 x86_64: new, 3 MiB")
+
+
+def test_on_a_terminal_results_do_not_run_into_the_bar(store: ImageStore, vendor: Vendor) -> None:
+    """What became of each image is a line of its own, below which the next bar begins."""
+    for folder in ("/images", "/other"):
+        vendor.put_image(disk(), folder)
+    seen, _ = pulled_on_terminal("lab-1", "lab-2", both=True)
+    for name in ("lab-1", "lab-2"):
+        entry = store.find(name, "x86_64", STOCK)
+        assert entry is not None
+        said = f"{name} x86_64: new, 3 MiB, {store.path_of(entry)}"
+        before, found, _ = seen.partition(said.encode() + b"\r\n")
+        assert found, seen
+        # The bar is gone: nothing but the cursor was written since its line was erased.
+        assert re.search(rb"\x1b\[2K(\x1b\[\?25h|\r|\n)*$", before), seen
+
+
+def pulled_on_terminal(*names: str, both: bool = False) -> tuple[bytes, bytes]:
+    """Pull with standard error, or both outputs, on a terminal: what was seen there, and in the pipe."""
     master, slave = pty.openpty()
     with os.fdopen(master, "rb", buffering=0) as terminal:
         process = subprocess.Popen(
@@ -281,11 +305,11 @@ def test_on_a_terminal_there_is_a_bar(store: ImageStore, vendor: Vendor) -> None
                 "pull",
                 "--arch",
                 "x86_64",
-                "lab-1",
+                *names,
             ],
             env={**os.environ, "TERM": "xterm", "COLUMNS": "80"},
             stdin=subprocess.DEVNULL,
-            stdout=subprocess.PIPE,
+            stdout=slave if both else subprocess.PIPE,
             stderr=slave,
         )
         os.close(slave)
@@ -299,11 +323,8 @@ def test_on_a_terminal_there_is_a_bar(store: ImageStore, vendor: Vendor) -> None
                 break
             seen += data
         out, _ = process.communicate(timeout=60)
-    text = re.sub(rb"\x1b\[[0-9;?]*[A-Za-z]", b"", seen).decode()
-    assert process.returncode == 0
-    assert "lab-1 x86_64" in text
-    assert "/3.0 MiB" in text or "/3.1 MiB" in text
-    assert out.decode().startswith("lab-1 x86_64: new, 3 MiB")
+    assert process.returncode == 0, (seen, out)
+    return seen, out or b""
 
 
 def test_the_transcript_is_what_the_commands_say(

@@ -63,16 +63,24 @@ def pull(names: Sequence[str], arch: str | None, refresh: bool, max_age_s: float
     """
     catalogue, store = load_catalogue(), ImageStore()
     failed = []
-    with progress() as listener, broken_off_alike():
+    with broken_off_alike():
         for name in dict.fromkeys(names):
             try:
-                _pull(catalogue, store, name, arch or platform.machine(), listener, refresh, max_age_s)
+                # No line is written while a terminal's bar is up, which would take it for its own.
+                with progress() as listener:
+                    said = _pull(
+                        catalogue, store, name, arch or platform.machine(), listener, refresh, max_age_s
+                    )
             except KeyboardInterrupt:
-                listener.say(f"latentvirt: {name}: what was downloaded is kept; pull it again to go on")
+                click.echo(
+                    f"latentvirt: {name}: what was downloaded is kept; pull it again to go on", err=True
+                )
                 raise
             except LatentvirtError as error:
                 failed.append(name)
-                listener.say(f"latentvirt: {name}: {error}")
+                click.echo(f"latentvirt: {name}: {error}", err=True)
+            else:
+                click.echo(said)
     if failed:
         if len(names) > 1:
             click.echo(f"latentvirt: not got: {', '.join(failed)}", err=True)
@@ -87,11 +95,11 @@ def _pull(
     listener: Progress,
     refresh: bool,
     max_age_s: float,
-) -> None:
+) -> str:
     item = catalogue.item(name, arch)
     listener.begin(f"{item.name} {item.arch}")
     pulled = pull_image(item, store, listener, refresh=refresh, max_age_s=max_age_s)
     entry = pulled.entry
     size = -(-entry.size // BYTES_PER_MIB)
     listener.end()
-    click.echo(f"{entry.name} {entry.arch}: {SAID[pulled.how]}, {size} MiB, {store.path_of(entry)}")
+    return f"{entry.name} {entry.arch}: {SAID[pulled.how]}, {size} MiB, {store.path_of(entry)}"
