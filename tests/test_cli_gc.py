@@ -19,8 +19,9 @@ from latentvirt.host import Host
 from latentvirt.images import collecting
 from latentvirt.images.leftovers import SCRATCH_KEPT_S
 from latentvirt.images.naming import CopyName
+from latentvirt.images.root import ROOT_VARIABLE
 from latentvirt.images.shelf import open_shelf
-from latentvirt.images.store import ROOT_VARIABLE, ImageStore
+from latentvirt.images.store import ImageStore
 from latentvirt.names import FileName
 from latentvirt.storage import open_storage
 from latentvirt.testing import FakeLibvirt
@@ -209,6 +210,43 @@ def test_what_is_left_on_this_machine_goes(shelves: Shelves) -> None:
     assert not forgotten.exists()
     assert fresh.exists()
     assert [store.path_of(entry).read_bytes() for entry in store.entries()] == [b"new"]
+
+
+@pytest.mark.parametrize("kept_bytes", [0, 60])
+def test_a_name_that_was_cut_keeps_its_image(shelves: Shelves, kept_bytes: int) -> None:
+    """An image whose name's file was cut is not lost to a collection, nor to the removal of another image."""
+    store = ImageStore()
+    for name in ("good", "bad"):
+        (store.scratch() / "x").write_bytes(CONTENT)
+        entry = store.publish(
+            store.scratch() / "x", name=name, arch="x86_64", kind="built", format="raw", source={}
+        )
+    cut = store.root / "names" / "bad.x86_64.built.json"
+    cut.write_bytes(cut.read_bytes()[:kept_bytes])
+    assert store.remove("good", "x86_64", "built")
+    told = gc(shelves)
+    assert told.exit_code == 0, told.output
+    assert store.path_of(entry).read_bytes() == CONTENT
+    assert store.remove("bad", "x86_64", "built")
+    assert gc(shelves).exit_code == 0
+    assert not store.path_of(entry).exists()
+
+
+@pytest.mark.parametrize("wrong", ["file", "images", "~/images"])
+def test_a_store_that_cannot_be_one_is_not_taken_for_an_empty_one(
+    shelves: Shelves, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, wrong: str
+) -> None:
+    """With a wrong LATENTVIRT_IMAGES no copy is removed as unneeded, and no list is empty."""
+    (tmp_path / "file").write_text("")
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv(ROOT_VARIABLE, str(tmp_path / wrong) if wrong == "file" else wrong)
+    before = shelves.there()
+    for arguments in (["image", "gc", "-c", URI], ["image", "list"]):
+        told = CliRunner().invoke(main, arguments, obj=shelves.fake)
+        assert told.exit_code == 1
+        assert wrong in told.stderr
+        assert "What to do" in told.stderr
+    assert shelves.there() == before
 
 
 def test_a_host_that_is_away_does_not_hide_the_others(shelves: Shelves) -> None:

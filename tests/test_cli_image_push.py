@@ -25,7 +25,8 @@ from latentvirt.config import Connection
 from latentvirt.host import Host
 from latentvirt.images import catalogue as catalogue_module
 from latentvirt.images.naming import directory_in
-from latentvirt.images.store import BUILT, ROOT_VARIABLE, STOCK, Entry, ImageStore
+from latentvirt.images.root import ROOT_VARIABLE
+from latentvirt.images.store import BUILT, STOCK, Entry, ImageStore
 from latentvirt.testing import FakeHostState, FakeLibvirt
 from reactorthread import on_reactor, run
 from stagemaster import Build, close_stage, open_stage

@@ -31,7 +31,8 @@ from latentvirt.building.recipe import BUILD_PORT, GUEST_FILES, recipe
 from latentvirt.building.report import Report
 from latentvirt.building.workplace import RunningVM, Workplace
 from latentvirt.cli import main
-from latentvirt.images.store import ROOT_VARIABLE, ImageStore
+from latentvirt.images.root import ROOT_VARIABLE
+from latentvirt.images.store import ImageStore
 from latentvirt.names import METADATA_NAMESPACE, Ownership
 from latentvirt.testing import FakeDomain, FakeFile, FakeGuest, FakeLibvirt
 

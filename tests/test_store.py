@@ -18,7 +18,8 @@ import pytest
 from barring import barred
 from latentvirt.errors import ImageError
 from latentvirt.images import store as store_module
-from latentvirt.images.store import BUILT, STOCK, Entry, ImageStore, default_root
+from latentvirt.images.root import default_root
+from latentvirt.images.store import BUILT, STOCK, Entry, ImageStore
 
 PATIENCE_S = 30.0
 

@@ -13,7 +13,8 @@ import pytest
 
 import scenes
 from guests import cloud_image, debian_image
-from latentvirt.images.store import ROOT_VARIABLE, Entry, ImageStore
+from latentvirt.images.root import ROOT_VARIABLE
+from latentvirt.images.store import Entry, ImageStore
 from masters import SUCCESS
 from scenes import Fingerprint, Stage, running
 

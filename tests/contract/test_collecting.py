@@ -21,8 +21,8 @@ from latentvirt.host import Host
 from latentvirt.images import collecting
 from latentvirt.images.collecting import Collection
 from latentvirt.images.naming import CopyName, Listing, LockName, directory_in, pool_over
+from latentvirt.images.root import ROOT_VARIABLE
 from latentvirt.images.shelf import Shelf, open_shelf
-from latentvirt.images.store import ROOT_VARIABLE
 from latentvirt.names import FileName, is_look_pool
 from latentvirt.storage import Storage, open_storage
 from reactorthread import run

@@ -14,7 +14,7 @@ from typing import IO
 import attrs
 
 from latentvirt.errors import ImageError
-from latentvirt.images.store import ROOT_VARIABLE
+from latentvirt.images.root import ROOT_VARIABLE
 from latentvirt.names import Ownership
 
 PREFIX = "build-"

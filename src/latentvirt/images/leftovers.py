@@ -34,12 +34,10 @@ def leftovers(store: ImageStore) -> list[Leftover]:
     Args:
         store: this machine's.
     """
-    # Also a damaged name keeps its image: a person may mend it.
-    names = [path.read_bytes() for path in (store.root / "names").glob("*.json")]
     found = [
         (path, "a newer image has its name, or it was removed")
         for path in (store.root / "blobs").glob("*")
-        if not any(path.stem.encode() in name for name in names)
+        if not store.is_named(path.stem)
     ]
     oldest = time.time() - SCRATCH_KEPT_S
     found += [

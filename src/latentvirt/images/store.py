@@ -28,13 +28,8 @@ import attrs
 
 from latentvirt.config import IMAGE_FORMATS
 from latentvirt.errors import ImageError
+from latentvirt.images.root import ROOT_VARIABLE, default_root
 from latentvirt.showing import shown
-
-ROOT_VARIABLE = "LATENTVIRT_IMAGES"
-"""What in the environment names the folder of the store."""
-
-SYSTEM_ROOT = "/var/lib/latentvirt/images"
-"""Where root's images are."""
 
 STOCK = "stock"
 """As its vendor made it."""
@@ -55,17 +50,7 @@ YEAR_10000_S = 253402300800
 _NAME = re.compile(r"[a-z0-9][a-z0-9._+-]{0,99}")
 _ARCH = re.compile(r"[a-z0-9][a-z0-9_-]{0,30}")
 _DIGEST = re.compile(r"[0-9a-f]{64}")
-
-
-def default_root() -> Path:
-    """Say where the store is, unless somebody says otherwise."""
-    named = os.environ.get(ROOT_VARIABLE)
-    if named:
-        return Path(named)
-    if os.geteuid() == 0:
-        return Path(SYSTEM_ROOT)
-    data = os.environ.get("XDG_DATA_HOME") or os.path.expanduser("~/.local/share")
-    return Path(data) / "latentvirt" / "images"
+_DIGEST_BYTES = re.compile(_DIGEST.pattern.encode())
 
 
 def _is_time(seconds: object) -> bool:
@@ -186,6 +171,15 @@ class ImageStore:
         """Say where an image's file is; it is never written to."""
         return self.root / "blobs" / f"{entry.digest}.{entry.format}"
 
+    def is_named(self, digest: str) -> bool:
+        """Whether a name leads to an image's file, or a damaged one may; raises as `entries`.
+
+        Args:
+            digest: SHA-256 of the file, in hexadecimal digits.
+        """
+        wanted = digest.encode()
+        return any(not found or wanted in found for found in map(_digests_in, self._names()))
+
     # Changing
 
     def publish(
@@ -264,10 +258,7 @@ class ImageStore:
         with self._telling("remove", name), self._locked(self.root / "store.lock"):
             found = self._read(path)
             path.unlink(missing_ok=True)
-            # Also a name that is damaged may still be a person's, who can mend it.
-            if isinstance(found, Entry) and not any(
-                found.digest.encode() in other.read_bytes() for other in self._names()
-            ):
+            if isinstance(found, Entry) and not self.is_named(found.digest):
                 self.path_of(found).unlink(missing_ok=True)
         return True
 
@@ -390,6 +381,14 @@ def digest_of(path: str | os.PathLike[str]) -> str:
         while data := file.read(CHUNK_BYTES):
             digest.update(data)
     return digest.hexdigest()
+
+
+def _digests_in(name: Path) -> list[bytes]:
+    """List the digests in a name's file; none if it is cut, or cannot be read: then nobody can tell."""
+    try:
+        return _DIGEST_BYTES.findall(name.read_bytes())
+    except OSError:
+        return []
 
 
 def _synced(path: Path) -> None:
