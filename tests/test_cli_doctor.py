@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import errno
 import json
 import os
 import pty
@@ -32,8 +33,10 @@ from latentvirt.doctor.finding import Finding
 from latentvirt.doctor.folders import Someone, folder_findings, image_finding
 from latentvirt.doctor.hypervisor import kvm_finding, security_finding
 from latentvirt.doctor.masters import helper_findings
+from latentvirt.doctor.reaching import Door, unreached
 from latentvirt.doctor.shell import Part, Ran, SeenPath, Shell, read_answer
 from latentvirt.doctor.way import way_to
+from latentvirt.errors import HostUnreachable
 from latentvirt.master.wanting import wanted_in
 from latentvirt.names import Lease, directory_name, pool_name
 from latentvirt.testing import FakeFile, FakeLibvirt
@@ -231,6 +234,17 @@ def test_a_bad_master_cfg_is_a_finding(fake: FakeLibvirt, tmp_path: Path) -> Non
     assert "buildbot checkconfig" in one["remedy"]
 
 
+def test_a_bad_argument_in_a_master_cfg_has_one_way_out(fake: FakeLibvirt, tmp_path: Path) -> None:
+    """What a worker's argument says of itself is what to do, and that is told once."""
+    (tmp_path / "master.cfg").write_text(
+        "from latentvirt import LibVirtWorker\nLibVirtWorker('a', 'p', '', base_image='/b')\n"
+    )
+    told = command(fake, "--config", str(tmp_path))
+    assert "URI '' is empty" in told.stdout
+    assert told.stdout.count("What to do: ") == 1
+    assert "checkconfig" not in told.stdout
+
+
 @pytest.mark.parametrize("arguments", [("--folder", "images"), ("--nonsense",)])
 def test_a_wrong_command_line_is_told_from_problems(fake: FakeLibvirt, arguments: tuple[str, ...]) -> None:
     """Who mistypes gets another exit status than who has problems."""
@@ -320,6 +334,25 @@ def test_an_access_control_list_makes_a_closed_folder_a_doubt() -> None:
     )
     assert (told.id, told.severity) == ("folder-closed", Severity.WARNING)
     assert "getfacl" in told.what
+
+
+def test_a_file_in_place_of_a_folder_is_told() -> None:
+    """Who names an image where its folder is meant is told that, and not to open it to others."""
+    file = SeenPath(path="/srv/base", parts=(Part(path="/srv/base", mode="-rw-r--r--", uid=0, gid=0),))
+    (told,) = folder_findings("h", file, Someone(107, ()), named=True, by_hand=False, selinux=False)
+    assert (told.id, told.severity) == ("folder-missing", Severity.PROBLEM)
+    assert "/srv/base is a file" in told.what
+    assert "chmod" not in told.remedy
+    assert told.fix is None
+
+
+def test_nobody_is_told_to_enable_a_sessions_daemon(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A user's own daemon, which no system starts, is not mended by starting the system's."""
+    monkeypatch.setattr(os, "geteuid", lambda: 1)
+    door = Door(Path("/run/user/1/libvirt/libvirt-sock"), errno.ENOENT)
+    told = unreached("qemu:///session", way_to("qemu:///session"), HostUnreachable("no"), door)
+    assert told.id == "libvirt-unreachable"
+    assert "systemctl" not in told.remedy
 
 
 def test_an_image_that_the_user_who_asks_cannot_see_is_a_doubt() -> None:

@@ -143,6 +143,18 @@ def test_a_host_that_is_down_does_not_hide_the_others(fake: FakeLibvirt) -> None
     assert "could not connect" in second["error"]
 
 
+def test_a_name_cannot_play_with_a_terminal(fake: FakeLibvirt) -> None:
+    """What turns or hides text on a terminal is shown as an escape, and nothing vanishes in a pipe."""
+    add(fake, HERE, "up\u202edown\x9b31m")
+    told = command(fake, "vm", "list", "--all", "-c", HERE)
+    assert "up\\u202edown\\x9b31m" in told.stdout
+    assert not {"\u202e", "\x9b"} & set(told.output)
+    told = command(fake, "vm", "show", "de\x1b[31mb", "-c", HERE)
+    assert "de\\x1b[31mb" in told.stderr
+    told = command(fake, "vm", "destroy", "up\u202edown\x9b31m", "-c", HERE)
+    assert "\u202e" not in told.stderr
+
+
 def test_latentvirts_vms_are_listed(fake: FakeLibvirt) -> None:
     """Whose each VM is, is told; a person's own are there only on request."""
     (row,) = json.loads(command(fake, *both("vm", "list", "--json")).stdout)

@@ -8,6 +8,9 @@ from __future__ import annotations
 import copy
 from typing import ClassVar, Literal, TypeVar
 
+REMEDY = " What to do: "
+"""Stands between what went wrong and the way out."""
+
 E = TypeVar("E", bound="LatentvirtError")
 Fault = Literal["config", "build", "host", "guest"]
 
@@ -55,7 +58,7 @@ class LatentvirtError(Exception):
         if not self.remedy:
             return text
         stop = "" if text.endswith((".", "!", "?")) else "."
-        return f"{text}{stop} What to do: {self.remedy}"
+        return f"{text}{stop}{REMEDY}{self.remedy}"
 
 
 class ConfigError(LatentvirtError):

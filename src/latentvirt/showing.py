@@ -18,3 +18,14 @@ def shown(value: object) -> str:
     except ValueError:
         # Python refuses to write numbers of thousands of digits.
         return f"a value of type {type(value).__name__}"
+
+
+def visible(text: str) -> str:
+    """Write what nobody can see, or what would move or turn others' text on a terminal, as escapes of it.
+
+    Args:
+        text: of one or more lines, which stay.
+    """
+    return "".join(
+        one if one.isprintable() or one in "\n\t" else one.encode("unicode_escape").decode() for one in text
+    )

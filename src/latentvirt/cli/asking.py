@@ -19,10 +19,12 @@ from twisted.python.failure import Failure
 
 from latentvirt.aliases import check_alias
 from latentvirt.cli.refusing import EXIT_INTERRUPTED
+from latentvirt.cli.saying import say
 from latentvirt.cli.values import read_by
 from latentvirt.config import Connection
 from latentvirt.errors import HostUnreachable, LatentvirtError, NotFound
 from latentvirt.host import Driver, Host
+from latentvirt.showing import visible
 
 T = TypeVar("T")
 
@@ -69,7 +71,7 @@ def naming_hosts(command: Callable[..., Any]) -> Callable[..., Any]:
         "uris",
         metavar="URI",
         multiple=True,
-        callback=read_by(_checked),
+        callback=read_by(lambda uris: tuple(map(checked_uri, uris))),
         help="A libvirt URI or alias; repeat it for more. Without it: as for virsh.",
     )
     configured = click.option(
@@ -82,9 +84,14 @@ def naming_hosts(command: Callable[..., Any]) -> Callable[..., Any]:
     return named(configured(command))
 
 
-def _checked(uris: Sequence[str]) -> Sequence[str]:
-    named_by_uri(uris)
-    return uris
+def checked_uri(uri: str) -> str:
+    """Check a URI as it is written, and return it.
+
+    Raises:
+        ConfigError: it cannot be one.
+    """
+    Connection(uri).check()
+    return uri
 
 
 def connections_of(uris: Sequence[str], config: str | None) -> list[Connection]:
@@ -115,10 +122,7 @@ def named_by_uri(uris: Sequence[str]) -> list[Connection]:
     Raises:
         ConfigError: one cannot be a URI.
     """
-    named = [Connection(uri) for uri in dict.fromkeys(uris)]
-    for connection in named:
-        connection.check()
-    return named
+    return [Connection(checked_uri(uri)) for uri in dict.fromkeys(uris)]
 
 
 def usual_host() -> Connection:
@@ -222,7 +226,7 @@ def tell_table(columns: Sequence[str], rows: Sequence[Sequence[object]]) -> None
     for column in columns:
         table.add_column(column, no_wrap=not framed, overflow="fold")
     for row in rows:
-        table.add_row(*("" if cell is None else str(cell) for cell in row))
+        table.add_row(*("" if cell is None else visible(str(cell)) for cell in row))
     console = Console(width=None if framed else PLAIN_WIDTH, highlight=False, markup=False, emoji=False)
     with console.capture() as printed:
         console.print(table)
@@ -253,5 +257,5 @@ def tell_errors(answers: Sequence[Answer[Any]]) -> bool:
     """Say on standard error which hosts gave no answer, and why; returns whether there are any."""
     failed = [answer.error for answer in answers if answer.error is not None]
     for error in failed:
-        click.echo(f"latentvirt: {error}", err=True)
+        say(f"latentvirt: {error}", err=True)
     return bool(failed)

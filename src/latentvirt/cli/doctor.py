@@ -14,10 +14,12 @@ from rich.text import Text
 from twisted.internet import defer
 
 from latentvirt.cli.asking import named_by_uri, naming_hosts, tell_json, to_its_end, usual_host
+from latentvirt.cli.saying import say
 from latentvirt.doctor import Finding, Severity, Wanted, examine, mend
 from latentvirt.doctor.finding import problem
 from latentvirt.errors import ConfigError, LatentvirtError
 from latentvirt.host import Driver, Host
+from latentvirt.showing import visible
 
 STYLES = {Severity.OK: "green", Severity.WARNING: "yellow", Severity.PROBLEM: "bold red"}
 ORDER = list(reversed(Severity))
@@ -183,7 +185,7 @@ def _print(told: Sequence[Told], *, as_json: bool, quiet: bool) -> None:
         print_on_terminal(shown, told)
     else:
         for one in shown:
-            click.echo(_line(one))
+            say(_line(one))
 
 
 def _as_json(told: Told) -> dict[str, Any]:
@@ -223,7 +225,7 @@ def print_on_terminal(shown: Sequence[Told], all_of_them: Sequence[Told]) -> Non
     console = Console(highlight=False, markup=False, emoji=False)
     width = min(console.width, WIDEST)
     for host in dict.fromkeys(one.finding.host for one in shown):
-        console.print(Text(host, style="bold", overflow="fold"))
+        console.print(Text(visible(host), style="bold", overflow="fold"))
         table = Table.grid(padding=(0, 2, 0, 0))
         table.add_column(no_wrap=True)
         table.add_column(overflow="fold")
@@ -232,11 +234,11 @@ def print_on_terminal(shown: Sequence[Told], all_of_them: Sequence[Told]) -> Non
             if finding.host != host:
                 continue
             style = STYLES[finding.severity]
-            said = Text(one.mended or finding.what)
+            said = Text(visible(one.mended or finding.what))
             if finding.severity is not Severity.OK:
                 said.append(f" ({finding.id})", style="dim")
             if finding.remedy and not one.mended:
-                said.append(f"\n→ {finding.remedy}{_or_fix(finding)}", style="cyan")
+                said.append(f"\n→ {visible(finding.remedy)}{_or_fix(finding)}", style="cyan")
             label = "mended" if one.mended else finding.severity.value
             table.add_row(Text(f"  {label}", style=style), said)
         console.print(table, width=width)

@@ -11,6 +11,7 @@ import click
 
 from latentvirt.cli.asking import about_hosts, ask, finish
 from latentvirt.cli.finding import ENDS_WITH, STATES, Seen, find, only
+from latentvirt.cli.saying import say
 from latentvirt.cli.values import read_by
 from latentvirt.config import Connection
 from latentvirt.errors import ConfigError, ForeignDomain, NotFound
@@ -87,9 +88,9 @@ def hold(
         return connection.uri, wanted, before
 
     uri, held, before = finish(connections, keep)
-    click.echo(f"{name} on {uri} is held until {moment(held.until)}")
+    say(f"{name} on {uri} is held until {moment(held.until)}")
     if before is not None:
-        click.echo(f"it was {before}")
+        say(f"it was {before}")
 
 
 @click.command(short_help="Let go of a VM that is held.", epilog=ENDS_WITH)
@@ -116,4 +117,4 @@ def release(driver: Driver | None, connections: Sequence[Connection], name: str)
         return connection.uri, held
 
     uri, held = finish(connections, let_go)
-    click.echo(f"{name} on {uri} is released; it was {held}")
+    say(f"{name} on {uri} is released; it was {held}")

@@ -9,10 +9,12 @@ import click
 from rich.console import Console
 from rich.progress import Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
 
+from latentvirt.amounts import mebibytes
 from latentvirt.building import Order, name_of_file
 from latentvirt.building import build as build_image
-from latentvirt.cli.asking import usual_host
+from latentvirt.cli.asking import checked_uri, usual_host
 from latentvirt.cli.running import run_to_end
+from latentvirt.cli.values import read_by
 from latentvirt.config import BYTES_PER_MIB, Connection, Size
 from latentvirt.host import Driver, Host
 from latentvirt.images.catalogue import load_catalogue
@@ -101,10 +103,28 @@ def _said(entry: Entry) -> str:
 @click.option("--name", help="Of the image that is built; without it, that of the stock image.")
 @click.option("--user-data", metavar="FILE", type=WITH_FILE, help="Your #cloud-config, merged into ours.")
 @click.option("--meta-data", metavar="FILE", type=WITH_FILE, help="Your meta-data, likewise.")
-@click.option("-c", "--connect", "uri", metavar="URI", help="A libvirt of this machine; else as for virsh.")
-@click.option("--memory", default="2 GiB", show_default=True, help="Of the VM: MiB, or with a unit.")
+@click.option(
+    "-c",
+    "--connect",
+    "uri",
+    metavar="URI",
+    callback=read_by(checked_uri),
+    help="A libvirt of this machine; else as for virsh.",
+)
+@click.option(
+    "--memory",
+    default="2 GiB",
+    show_default=True,
+    callback=read_by(lambda value: mebibytes(value, "memory")),
+    help="Of the VM: MiB, or with a unit.",
+)
 @click.option("--vcpus", type=click.IntRange(min=1), default=2, show_default=True, help="Of the VM.")
-@click.option("--disk", metavar="SIZE", help="Size of the image's disk; without it, as large as it is.")
+@click.option(
+    "--disk",
+    metavar="SIZE",
+    callback=read_by(lambda value: mebibytes(value, "disk")),
+    help="Size of the image's disk; without it, as large as it is.",
+)
 @click.option("--network", default="user", show_default=True, help="A libvirt network, or 'user'.")
 @click.option(
     "--timeout",
@@ -124,9 +144,9 @@ def build(
     user_data: str | None,
     meta_data: str | None,
     uri: str | None,
-    memory: str,
+    memory: int,
     vcpus: int,
-    disk: str | None,
+    disk: int | None,
     network: str,
     minutes: float,
     keep_on_failure: bool,

@@ -12,6 +12,7 @@ import click
 from latentvirt import domainxml
 from latentvirt.cli.asking import about_hosts, ask, finish, tell_errors, tell_json
 from latentvirt.cli.guests import Guest, guests_in, look_at_guests
+from latentvirt.cli.saying import say
 from latentvirt.config import Connection
 from latentvirt.host import Driver
 from latentvirt.hostkeys import is_plain_name
@@ -60,7 +61,7 @@ def known_hosts(
         answered = any(answer.error is None for answer in answers)
         none = "no VM of that name runs on the hosts that answered" if answered else "no host answered"
         why = "it has told none (yet)" if there else none
-        click.echo(f"latentvirt: the SSH host keys of {name!r} are not known: {why}", err=True)
+        say(f"latentvirt: the SSH host keys of {name!r} are not known: {why}", err=True)
     ambiguous = [name for name in names if sum(guest.is_called(name) for guest in guests) > 1]
     sys.exit(int(tell_errors(answers) or bool(unknown or ambiguous)))
 
@@ -71,7 +72,7 @@ def _names(guests: Sequence[Guest]) -> list[list[str]]:
     counts = Counter(name for names in all_of for name in names)
     for name, count in counts.items():
         if count > 1:
-            click.echo(f"latentvirt: {count} VMs are called {name}; it is left out", err=True)
+            say(f"latentvirt: {count} VMs are called {name}; it is left out", err=True)
     return [[name for name in names if counts[name] == 1] for names in all_of]
 
 

@@ -12,6 +12,7 @@ from contextlib import contextmanager
 
 import click
 
+from latentvirt.cli.saying import say
 from latentvirt.errors import LatentvirtError
 
 EXIT_REFUSED = 1
@@ -31,7 +32,7 @@ def refusals_told() -> Iterator[None]:
     try:
         yield
     except LatentvirtError as error:
-        click.echo(f"latentvirt: {error}", err=True)
+        say(f"latentvirt: {error}", err=True)
         sys.exit(EXIT_REFUSED)
     except (KeyboardInterrupt, click.Abort):
         click.echo("\nlatentvirt: broken off", err=True)  # the terminal has written ^C

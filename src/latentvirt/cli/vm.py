@@ -22,6 +22,7 @@ from latentvirt.cli.asking import (
 )
 from latentvirt.cli.finding import ENDS_WITH, Seen, find, look_at_vms, only
 from latentvirt.cli.grouping import LazyGroup
+from latentvirt.cli.saying import say
 from latentvirt.config import Connection
 from latentvirt.errors import ConfigError, ForeignDomain, HostError, HostUnreachable, NotFound
 from latentvirt.hold import Hold, moment
@@ -99,7 +100,7 @@ def list_(driver: Driver | None, connections: Sequence[Connection], everyones: b
         )
         for row in rows:
             if row["held"] is not None:
-                click.echo(f"{row['name']} on {row['host']} is held {_held(row)}")
+                say(f"{row['name']} on {row['host']} is held {_held(row)}")
     sys.exit(int(tell_errors(answers)))
 
 
@@ -128,11 +129,11 @@ def show(driver: Driver | None, connections: Sequence[Connection], name: str, as
         return
     shown["memory"] = f"{shown.pop('memory_mib')} MiB"
     for key in ("host", "name", "uuid", "state", "memory", "vcpus", "owner", "slot", "start"):
-        click.echo(f"{key}: {'' if shown[key] is None else shown[key]}".rstrip())
+        say(f"{key}: {'' if shown[key] is None else shown[key]}".rstrip())
     if shown["held"] is not None:
-        click.echo(f"held: {_held(shown)}")
+        say(f"held: {_held(shown)}")
     for disk in shown["disks"]:
-        click.echo(f"disk {disk['target']}: {' over '.join(disk['files'])}")
+        say(f"disk {disk['target']}: {' over '.join(disk['files'])}")
 
 
 @vm.command(short_help="End a VM at once.", epilog=ENDS_WITH)
@@ -165,7 +166,7 @@ def destroy(driver: Driver | None, connections: Sequence[Connection], name: str)
         return connection.uri, seen.hold
 
     uri, hold = finish(connections, end)
-    click.echo(f"ended {name} on {uri}" + ("" if hold is None else f", which was {hold}"))
+    say(f"ended {name} on {uri}" + ("" if hold is None else f", which was {hold}"))
 
 
 @vm.command(
@@ -207,5 +208,5 @@ def console(driver: Driver | None, connections: Sequence[Connection], name: str)
 
     uri, taken = finish(connections, look)
     if taken:
-        click.echo(f"latentvirt: somebody else has the console of {name}; it is taken over", err=True)
+        say(f"latentvirt: somebody else has the console of {name}; it is taken over", err=True)
     os.execv(virsh, [virsh, "-c", uri, "console", "--force", name])

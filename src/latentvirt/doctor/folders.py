@@ -65,6 +65,16 @@ def folder_findings(
         by_hand: whether latentvirt itself makes the files there, as on embed, and not libvirt.
         selinux: whether SELinux confines VMs there.
     """
+    last = seen.parts[-1]
+    if last.mode.startswith("-"):
+        return [
+            problem(
+                "folder-missing",
+                uri,
+                f"{seen.path} is a file ({last.mode}), and no folder",
+                "name the folder that the images are in, here or in master.cfg",
+            )
+        ]
     blocked = _blocked(seen, someone, image=False)
     if blocked is not None and blocked.error == NOBODY:
         if not named:

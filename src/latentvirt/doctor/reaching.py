@@ -173,6 +173,15 @@ def unreached(uri: str, way: Way, error: LatentvirtError, door: Door | None) -> 
             f"usermod -a -G {group} {user}, then log in again (and restart the master), or use "
             "qemu:///session",
         )
+    if door is not None and door.errno and way.is_own_session:
+        return problem(
+            "libvirt-unreachable",
+            uri,
+            f"libvirt cannot be reached: {said}",
+            "a session's daemon is started by whoever needs it: see that one is installed "
+            "(libvirt-daemon on Debian, libvirt-daemon-kvm on Fedora), and what it says by hand, as "
+            f"{user}: virsh -c '{uri}' list",
+        )
     if door is not None and door.errno:
         return problem(
             "libvirt-not-running",

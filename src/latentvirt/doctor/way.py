@@ -83,11 +83,16 @@ class Way:
         return f"{self.user}@{self.host}" if self.user else self.host
 
     @property
+    def is_own_session(self) -> bool:
+        """Whether it leads to a user's own daemon, which is started when somebody needs it."""
+        return self.path == "/session" and os.geteuid() != 0
+
+    @property
     def sockets(self) -> list[Path]:
         """Where the daemon on this machine may listen, those of its own user for ``/session``."""
         if "socket" in self.parameters:
             return [Path(self.parameters["socket"])]
-        if self.path == "/session" and os.geteuid() != 0:
+        if self.is_own_session:
             runtime = Path(os.environ.get("XDG_RUNTIME_DIR") or f"/run/user/{os.geteuid()}")
             return [runtime / QEMU_SOCKET, runtime / LIBVIRTD_SOCKET]
         return [Path("/run") / QEMU_SOCKET, Path("/run") / LIBVIRTD_SOCKET]

@@ -13,7 +13,7 @@ from buildbot.config.master import FileLoader
 from buildbot.warnings import ConfigWarning
 
 from latentvirt.config import Connection, Image
-from latentvirt.errors import ConfigError
+from latentvirt.errors import REMEDY, ConfigError
 from latentvirt.master.arguments import Arguments, read_arguments
 from latentvirt.master.buildbots import split_arguments
 from latentvirt.master.worker import LibVirtWorker
@@ -69,12 +69,16 @@ def workers_in(path: str) -> tuple[list[tuple[str, Arguments]], dict[str, Any]]:
                     os.path.dirname(os.path.abspath(file)), os.path.basename(file)
                 ).loadConfig()
     except (ConfigErrors, SystemExit) as error:
-        what = (
-            f"it ends with exit({error.code!r})" if isinstance(error, SystemExit) else "; ".join(error.errors)
-        )
+        if isinstance(error, SystemExit):
+            what, remedy = f"it ends with exit({error.code!r})", ""
+        else:
+            told = [one.partition(REMEDY) for one in error.errors]
+            what = "; ".join(one for one, _, _ in told)
+            ways = {way for _, _, way in told if way}
+            remedy = ways.pop() if len(ways) == 1 else ""
         raise ConfigError(
             f"{file} cannot be used: {what}",
-            remedy=f"look at it with: buildbot checkconfig {file}",
+            remedy=remedy or f"look at it with: buildbot checkconfig {file}",
         ) from error
     workers = [worker for worker in config.workers if isinstance(worker, LibVirtWorker)]
     if not workers:
