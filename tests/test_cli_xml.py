@@ -127,6 +127,7 @@ def test_a_refusal_is_a_sentence_and_status_1(arguments: list[str], stdin: str |
         (["-", "--base-image="], domain(), "'' is not a line of text"),
         (["-", "--base-format=\x01", "--base-image=/b"], domain(), "'\\x01' is not a line of text"),
         (["--generate", "--base-image=/b", "--name=\x1b", *CAPABILITIES], None, "is not a line of text"),
+        (["--generate", "--base-image=/b", "--network=\x01", *CAPABILITIES], None, "is no name"),
         (["-", "--hd-image=\udc80"], domain(), "is not a line of text"),
     ],
 )

@@ -15,7 +15,7 @@ from latentvirt.amounts import mebibytes
 from latentvirt.capabilities import HostCapabilities, cpu_features_of, read_capabilities
 from latentvirt.cli.values import line_of_text, read_by
 from latentvirt.config import Size
-from latentvirt.devices import Disk, Nic, read_disks, read_nics
+from latentvirt.devices import Disk, Nic, read_disks, read_nic, read_nics
 from latentvirt.errors import ConfigError
 from latentvirt.names import (
     FileName,
@@ -72,7 +72,13 @@ LINE = read_by(line_of_text)
 @click.option(
     "--base-format", default="qcow2", show_default=True, callback=LINE, help="Format of the base image."
 )
-@click.option("--network", default="user", show_default=True, help="libvirt's network; generated only.")
+@click.option(
+    "--network",
+    default="user",
+    show_default=True,
+    callback=read_by(read_nic),
+    help="libvirt's network; generated only.",
+)
 @click.option(
     "--disk",
     "disks",
@@ -109,7 +115,7 @@ def xml(
     hd_image: str | None,
     base_image: str | None,
     base_format: str,
-    network: str,
+    network: Nic,
     disks: tuple[Disk, ...],
     nics: tuple[Nic, ...],
     virt_type: VirtType,
