@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 import subprocess
 import tempfile
 import uuid as uuids
@@ -55,6 +56,10 @@ class Backend:
 
     def listing(self, folder: str) -> list[str] | None:
         """Name what is in a folder; None if there is none."""
+        raise NotImplementedError
+
+    def remove_folder(self, path: str) -> None:
+        """Remove a folder and what is in it, behind libvirt's back."""
         raise NotImplementedError
 
     def write(self, path: str) -> None:
@@ -152,6 +157,12 @@ class Fake(Backend):
         """Name what is there."""
         return self.host.listing(folder) if folder in self.host.folders else None
 
+    def remove_folder(self, path: str) -> None:
+        """Remove it."""
+        for name in self.host.listing(path):
+            del self.host.files[f"{path}/{name}"]
+        self.host.folders.discard(path)
+
     def write(self, path: str) -> None:
         """Be written to."""
         self.host.files[path].touch()
@@ -214,6 +225,10 @@ class Real(Backend):
     def listing(self, folder: str) -> list[str] | None:
         """Name what is there."""
         return sorted(os.listdir(folder)) if os.path.isdir(folder) else None
+
+    def remove_folder(self, path: str) -> None:
+        """Remove it."""
+        shutil.rmtree(path)
 
     def write(self, path: str) -> None:
         """Append to it."""

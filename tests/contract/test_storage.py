@@ -24,6 +24,7 @@ NAME = FileName(OURS.slot, OURS.start, "overlay", "vda")
 DISK = FileName(OURS.slot, OURS.start, "disk", "vdb")
 VARS = FileName(OURS.slot, OURS.start, "vars", "nvram")
 MIB = 1024**2
+PROBE = "latentvirt-contract-look"
 ROUNDS = 10
 """How often a race is run: once would seldom show it."""
 
@@ -240,7 +241,7 @@ def test_a_look_that_was_killed_is_in_nobodys_way(
     try:
         path = backend.add_image("late.qcow2", folder=folder)
         assert run(storage.image(path)).path == path
-        assert run(host.folder(folder, probe_pool="latentvirt-contract-look")) == [
+        assert run(host.folder(folder, probe_pool=PROBE)) == [
             "early.qcow2",
             "late.qcow2",
         ]
@@ -373,6 +374,48 @@ def test_overlays_are_made_while_the_directory_is_listed(backend: Backend, stora
         assert sorted(await storage.names()) == sorted(str(name) for name in names)
 
     run(together())
+
+
+def test_a_directory_that_was_removed_by_hand(backend: Backend, storage: Storage) -> None:
+    """Our directory can go behind our back: it is NotFound to look at, removed already, and made anew."""
+    run(storage.create_empty(VARS))
+    backend.remove_folder(storage.directory)
+    with pytest.raises(NotFound):
+        run(storage.names())
+    run(storage.prepare())
+    run(storage.create_empty(VARS))
+    assert run(storage.names()) == [str(VARS)]
+    backend.remove_folder(storage.directory)
+    assert run(storage.remove())
+    assert run(storage.remove())
+    assert backend.listing(storage.directory) is None
+
+
+def test_a_folder_whose_pool_does_not_run(backend: Backend, host: Host, able: Able) -> None:
+    """Under a pool that is defined and does not run, images are seen as elsewhere, and it stays so."""
+    able(STORAGE)
+    folder = f"{backend.images}/persons"
+    base = backend.add_image("base.qcow2", folder=folder)
+    top = backend.add_image(
+        "top.qcow2", folder=folder, backing=base if isinstance(backend, Fake) else "base.qcow2"
+    )
+    target = f"<target><path>{escape(folder)}</path></target>"
+    person = backend.direct()
+    pool = person.storagePoolDefineXML(f"<pool type='dir'><name>persons</name>{target}</pool>", 0)
+    try:
+        for _ in range(2):
+            assert sorted(run(host.folder(folder, probe_pool=PROBE))) == ["base.qcow2", "top.qcow2"]
+            seen = run(host.image(top, probe_pool=PROBE))
+            assert (seen.path, seen.format, seen.backing) == (top, "qcow2", base)
+        got: list[bytes] = []
+        run(host.download_image(base, got.append, probe_pool=PROBE))
+        assert got
+        with pytest.raises(NotFound):
+            run(host.image(f"{folder}/none.qcow2", probe_pool=PROBE))
+        assert not pool.isActive()
+        assert not [path for path in run(host.pools()).values() if path.startswith(folder)]
+    finally:
+        pool.undefine()
 
 
 def test_missing_pools_and_volumes(backend: Backend, host: Host) -> None:
