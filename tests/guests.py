@@ -27,6 +27,7 @@ BUSYBOX_INIT = Path(__file__).resolve().parent / "busybox-init.sh"
 
 DEBIAN_OPTIONS = ("--release", "bookworm", "--size", "2G")
 ROOT = "root=LABEL=latentvirt-root rootfstype=ext4 rw console=ttyS0 init_on_free=1 cryptomgr.notests"
+INSIDE_WORKER = Path(__file__).resolve().parent / "inside_worker.py"
 CLOUD_CONFIGURE = Path(__file__).resolve().parent / "cloud-configure.sh"
 CLOUD_PACKAGES = (
     "cloud-init",
@@ -127,13 +128,24 @@ def debian_image() -> DebianGuest:
 
 
 def ssh_image() -> tuple[DebianGuest, Path]:
-    """Return the Debian guest with an SSH server, built if its inputs changed, and root's private key."""
-    files = [VMBUILDER, *sorted((*CONTRIB.glob("image/*"), *CONTRIB.glob("guest/latentvirt*")))]
+    """Return the Debian guest with an SSH server, built if its inputs changed, and root's private key.
+
+    Its worker's process says what random numbers it draws (inside_worker.py).
+    """
+    files = [
+        VMBUILDER,
+        INSIDE_WORKER,
+        *sorted((*CONTRIB.glob("image/*"), *CONTRIB.glob("guest/latentvirt*"))),
+    ]
 
     def build(folder: Path) -> None:
         key = folder / "key"
         subprocess.run(["ssh-keygen", "-q", "-t", "ed25519", "-N", "", "-f", key], check=True)
         builder = runpy.run_path(str(VMBUILDER))
+        load = folder / "inside_worker.pth"
+        load.write_text(f"import {INSIDE_WORKER.stem}\n")
+        for file in (INSIDE_WORKER, load):
+            builder["FILES"][f"/usr/lib/python3/dist-packages/{file.name}"] = file
         builder["FILES"]["/root/.ssh/authorized_keys"] = key.with_suffix(".pub")
         output = folder / "debian.qcow2"
         if builder["main"]([*DEBIAN_OPTIONS, "--package", "openssh-server", "--output", str(output)]):

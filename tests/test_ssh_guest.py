@@ -147,8 +147,10 @@ def test_ssh_connects_by_known_keys_after_each_rebuild(scene: Scene, tmp_path: P
     """Each rebuilt VM has other keys, and ssh that trusts only `latentvirt known-hosts` gets into each.
 
     Booted, frozen and thawed, thawed again, and thawed with a stable key; keys of the VM before are no good.
+    In each the worker's own process draws other random numbers, for itself and for TLS.
     """
     farm = Farm(scene)
+    drawn: list[str] = []
     stable = stable_key(str(tmp_path), "minion1")
     seen: list[set[str]] = []
     file = tmp_path / "known_hosts"
@@ -166,6 +168,8 @@ def test_ssh_connects_by_known_keys_after_each_rebuild(scene: Scene, tmp_path: P
                         scene.connect(*strict, address=address)  # with the lines of the VM before
                 file.write_text(lines)
                 assert scene.connect(*strict, address=address)
+                (inside,) = [line for line in farm.ear.lines.all if "inside: " in line]
+                drawn += inside.partition("inside: ")[2].split()
                 seen.append({line.partition(" ")[2] for line in lines.splitlines()})
                 if key is not None:
                     assert seen[-1] == {str(stable.public)}
@@ -173,6 +177,7 @@ def test_ssh_connects_by_known_keys_after_each_rebuild(scene: Scene, tmp_path: P
             finally:
                 run(machine.stop())
         assert [name for name, _ in farm.ear.tiers.all] == ["thaw"]
+        assert len(drawn) == len(set(drawn)) == 2 * len(seen)
         assert not any(one & other for number, one in enumerate(seen) for other in seen[:number])
     finally:
         run(farm.host.close())

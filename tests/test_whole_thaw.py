@@ -7,6 +7,7 @@ import re
 import shutil
 import time
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
@@ -29,13 +30,6 @@ if [ -e $HOME/mark ]; then echo used before; exit 1; fi; echo mark > $HOME/mark;
 echo "date: $(date +%s.%N)"
 echo "urandom: $(head -c 16 /dev/urandom | od -An -tx1 | tr -d ' ')"
 echo "uuid: $(cat /proc/sys/kernel/random/uuid)"
-"""
-
-# The same in the worker's own process, which was frozen with all that it had imported.
-LOOK_INSIDE = """
-import random, ssl
-print("random:", random.random())
-print("ssl:", ssl.RAND_bytes(16).hex())
 """
 
 
@@ -89,14 +83,28 @@ def only_frozen(stage: Stage, master: Master) -> None:
     master.wait_for(lambda: set(frozen(stage)) == {Path(f).name for f in stage.files()}, 20, "tidiness")
 
 
+@contextmanager
+def reached(stage: Stage, way: str, folder: Path, given: str) -> Iterator[str]:
+    """Let a worker's arguments reach the host, for as long as the context lasts.
+
+    Args:
+        stage: where the host is.
+        way: ``local`` or ``ssh``.
+        folder: for the SSH server's files.
+        given: the arguments, for a local host.
+    """
+    with loopback_sshd(folder / "ssh", stage.libvirtd.socket) as sshd:
+        if way == "ssh":
+            given = given.replace(repr(stage.libvirtd.uri), repr(sshd.uri)) + ", masterFQDN='10.0.2.2'"
+        yield given
+
+
 @pytest.mark.parametrize("way", ["local", pytest.param("ssh", marks=pytest.mark.soak)])
 def test_builds_on_thawed_vms_have_nothing_in_common(stage: Stage, tmp_path: Path, way: str) -> None:
     """Builds are thawed from the first one on, each with its own randomness and the right time."""
     base = Fingerprint.of(stage.base)
-    with loopback_sshd(tmp_path / "ssh", stage.libvirtd.socket) as sshd:
-        given = stage.given("minion1", stage.images, stage.debian, start="auto")
-        if way == "ssh":
-            given = given.replace(repr(stage.libvirtd.uri), repr(sshd.uri)) + ", masterFQDN='10.0.2.2'"
+    arguments = stage.given("minion1", stage.images, stage.debian, start="auto")
+    with reached(stage, way, tmp_path, arguments) as given:
         config = f"c['workers'].append(LibVirtWorker({given}))\nbuilder('b', ['minion1'], {LOOK!r})"
         seen: list[dict[str, str]] = []
         with running(tmp_path / "master", config) as master:
@@ -124,25 +132,32 @@ def starts(files: list[str]) -> set[str]:
 
 
 @pytest.mark.parametrize(
-    ("step", "standby"),
+    ("step", "standby", "way"),
     [
-        pytest.param("guest prepares", False, marks=pytest.mark.soak),
-        pytest.param("make the memory file", False, marks=pytest.mark.soak),
-        ("save memory", False),
-        pytest.param("publish the frozen image", False, marks=pytest.mark.soak),
-        ("restore", False),
-        pytest.param("save memory", True, marks=pytest.mark.soak),
-        ("attach console and channel", True),
+        pytest.param("guest prepares", False, "local", marks=pytest.mark.soak),
+        pytest.param("make the memory file", False, "local", marks=pytest.mark.soak),
+        ("save memory", False, "local"),
+        pytest.param("save memory", False, "ssh", marks=pytest.mark.soak),
+        pytest.param("publish the frozen image", False, "local", marks=pytest.mark.soak),
+        ("restore", False, "local"),
+        pytest.param("restore", False, "ssh", marks=pytest.mark.soak),
+        pytest.param("save memory", True, "local", marks=pytest.mark.soak),
+        ("attach console and channel", True, "local"),
+        pytest.param("pause", True, "local", marks=pytest.mark.soak),
+        pytest.param("pause", True, "ssh", marks=pytest.mark.soak),
     ],
 )
 def test_master_killed_while_it_freezes_thaws_or_stands_by(
-    stage: Stage, tmp_path: Path, step: str, standby: bool
+    stage: Stage, tmp_path: Path, step: str, standby: bool, way: str
 ) -> None:
     """A master that dies in a freeze, a thaw or a standby leaves only whole images after its return."""
-    given = stage.given("minion1", stage.images, stage.busybox, "lv.channel", start="auto")
-    worker = (
-        f"c['workers'].append(LibVirtWorker({given}, standby={standby}))\nbuilder('b', ['minion1'], 'true')"
-    )
+    arguments = stage.given("minion1", stage.images, stage.busybox, "lv.channel", start="auto")
+    with reached(stage, way, tmp_path, f"{arguments}, standby={standby}") as given:
+        _killed_after(step, standby, stage, tmp_path, given)
+
+
+def _killed_after(step: str, standby: bool, stage: Stage, tmp_path: Path, given: str) -> None:
+    worker = f"c['workers'].append(LibVirtWorker({given}))\nbuilder('b', ['minion1'], 'true')"
     with running(tmp_path / "master", KILL_AFTER.format(step=step) + worker) as master:
         if not standby:
             master.force("b")
@@ -150,7 +165,7 @@ def test_master_killed_while_it_freezes_thaws_or_stands_by(
         master.process.wait(60)
         left = stage.files()
         whole = {Path(file).name.split(".")[1] for file in left if ".frozen." in file}
-        assert bool(whole) == (step in ("publish the frozen image", "restore"))
+        assert bool(whole) == (step in ("publish the frozen image", "restore", "pause"))
         half = starts(left) - whole
         assert half or step == "publish the frozen image"
         master.start()
@@ -158,7 +173,9 @@ def test_master_killed_while_it_freezes_thaws_or_stands_by(
         assert whole <= starts(stage.files())
         # What is whole is used: the build that comes back goes on from it.
         if whole:
-            master.wait_for(lambda: "tier thaw" in _tiers(master), 60, "a thaw")
+            if standby:
+                master.force("b")
+            master.wait_for(lambda: re.search("tier (thaw|standby)", _tiers(master)), 60, "a thaw")
     assert set(frozen(stage)) == {Path(file).name for file in stage.files()}
 
 
@@ -168,10 +185,16 @@ def _tiers(master: Master) -> str:
 
 
 @pytest.mark.soak
-def test_libvirtd_restarted_while_a_vm_stands_by(stage: Stage, tmp_path: Path) -> None:
+@pytest.mark.parametrize("way", ["local", "ssh"])
+def test_libvirtd_restarted_while_a_vm_stands_by(stage: Stage, tmp_path: Path, way: str) -> None:
     """A build after libvirtd was restarted finds a standby made anew, or does without."""
-    given = stage.given("minion1", stage.images, stage.debian, start="auto")
-    config = f"c['workers'].append(LibVirtWorker({given}, standby=True))\nbuilder('b', ['minion1'], {LOOK!r})"
+    arguments = stage.given("minion1", stage.images, stage.debian, start="auto")
+    with reached(stage, way, tmp_path, f"{arguments}, standby=True") as given:
+        _restarted_while_one_stands_by(stage, tmp_path, given)
+
+
+def _restarted_while_one_stands_by(stage: Stage, tmp_path: Path, given: str) -> None:
+    config = f"c['workers'].append(LibVirtWorker({given}))\nbuilder('b', ['minion1'], {LOOK!r})"
 
     def stands_by() -> bool:
         return "minion1" in stage.libvirtd.virsh("list", "--state-paused", "--name").split()
