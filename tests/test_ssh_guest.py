@@ -187,5 +187,11 @@ def check_vm_ssh(scene: Scene) -> None:
     """`latentvirt vm ssh` gets in as well, and passes on what the command there says."""
     words = ("vm", "ssh", "minion1", "--user", "root")
     command = [*scene.latentvirt(*words), "--", "-F", "none", "-i", str(scene.key), "id -u; exit 3"]
-    done = subprocess.run(scene.libvirtd.sandbox.inside(command), capture_output=True, text=True)
+    deadline = time.monotonic() + BOOT_S
+    while True:
+        done = subprocess.run(scene.libvirtd.sandbox.inside(command), capture_output=True, text=True)
+        # A server that reads its new key begins anew, and listens to nobody for a moment.
+        if "Connection refused" not in done.stderr or time.monotonic() > deadline:
+            break
+        time.sleep(POLL_S)
     assert (done.returncode, done.stdout) == (3, "0\n"), done.stderr
