@@ -9,7 +9,7 @@ import pytest
 from buildbot.config import errors as config_errors
 from buildbot.plugins import util
 from buildbot.process.properties import Properties
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from domainxml.support import HERE, OWNERSHIP, UUID, domain
@@ -102,7 +102,6 @@ def test_network_cards_that_cannot_be_are_refused(written: object, says: str) ->
 macs = st.lists(st.integers(0, 255), min_size=6, max_size=6)
 
 
-@settings(deadline=None)
 @given(macs)
 def test_a_mac_is_taken_exactly_if_a_guest_can_have_it(numbers: list[int]) -> None:
     """Any address of one card is taken, in either case, and no other."""
@@ -115,7 +114,6 @@ def test_a_mac_is_taken_exactly_if_a_guest_can_have_it(numbers: list[int]) -> No
         assert not good
 
 
-@settings(deadline=None)
 @given(st.text(max_size=20), st.text(max_size=20), st.text(max_size=20), st.integers(0, 20))
 def test_a_slots_own_mac_is_one_that_a_guest_can_have(host: str, owner: str, slot: str, number: int) -> None:
     """The addresses that latentvirt makes up are good ones, and always the same."""
@@ -126,7 +124,6 @@ def test_a_slots_own_mac_is_one_that_a_guest_can_have(host: str, owner: str, slo
 # In the XML
 
 
-@settings(deadline=None)
 @given(st.integers(0, 20000))
 def test_targets_are_counted_as_linux_does(number: int) -> None:
     """A disk's letters are read as the number that they were made from."""
@@ -143,7 +140,6 @@ sizes = st.builds(
 )
 
 
-@settings(deadline=None)
 @given(targets, st.lists(sizes, max_size=4))
 def test_added_disks_come_after_the_persons_and_change_none(there: list[str], added: list[Disk]) -> None:
     """However many disks there are, added ones get free targets, and the system's stays the first."""

@@ -220,7 +220,7 @@ class LongFarm(Farm):
     """The same for longer."""
 
 
-Farm.TestCase.settings = settings(max_examples=RUNS, stateful_step_count=STEPS, deadline=None)
+Farm.TestCase.settings = settings(max_examples=RUNS, stateful_step_count=STEPS)
 LongFarm.TestCase.settings = settings(Farm.TestCase.settings, max_examples=LONG_RUNS)
 TestFarm: Any = Farm.TestCase
 TestLongFarm: Any = pytest.mark.timeout(1200)(pytest.mark.soak(LongFarm.TestCase))

@@ -100,7 +100,7 @@ _PARTS = st.sampled_from(
 )
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 @given(parts=st.lists(_PARTS, min_size=1, max_size=5), absolute=st.sampled_from(["", "/", "folder"]))
 def test_no_path_leads_outside(parts: list[str], absolute: str) -> None:
     """Whatever the clone is called, nothing outside the folder changes, and an end undoes its start."""
