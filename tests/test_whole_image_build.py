@@ -120,12 +120,8 @@ def test_a_cloud_image_is_built_and_workers_attach_from_it(
         '[ %(prop:os_version)s = 13 ] && test ! -e /etc/made-by-a-person'))
     """
     with running(tmp_path / "master", config) as master:
-        for request in (
-            master.force("b"),
-            master.force("chosen", os_version="13"),
-            master.force("chosen", os_version="12"),
-        ):
-            build = master.finished(request, 600)
+        for builder, wish in (("b", {}), ("chosen", {"os_version": "13"}), ("chosen", {"os_version": "12"})):
+            build = master.finished(master.force(builder, **wish), 600)
             progress = master.text(build, "start VM", "progress")
             assert build["results"] == SUCCESS, progress + master.log()[-3000:]
         stage.assert_nothing_left()
