@@ -284,6 +284,18 @@ def test_a_system_that_cannot_be_made_new_refuses_the_freeze(guest: ModuleType, 
     assert [said for _, said in clock.said] == ["ready", "error"]
 
 
+def test_a_rehearsal_that_cannot_be_read_is_answered_and_forgiven(guest: ModuleType, hurried: Any) -> None:
+    """A host that asks wrongly for a rehearsal is told so, and the guest takes its identity all the same."""
+    clock, channel = hurried(REHEARSE + b"\n", identity() + b"\n")
+
+    def refuse(said: dict[str, Any]) -> None:
+        guest.parse_news({**said, "time": "noon"})
+
+    asked = {"rehearse": (refuse, "rehearsed")}
+    assert guest.wait_for_identity(channel, guest.Linux(), None, asked, clock).name == "minion1"
+    assert [said for _, said in clock.said] == ["ready", "error"]
+
+
 def test_a_failure_to_prepare_is_told_and_survived(
     guest: ModuleType, capsys: pytest.CaptureFixture[str]
 ) -> None:

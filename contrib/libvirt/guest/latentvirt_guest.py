@@ -955,12 +955,12 @@ def wait_for_identity(
             word = said.get("say")
             if word not in system.can or word not in asked:
                 return parse_identity(said)
+            do, done = asked[word]
+            do(said)
         except HelperError as error:
             note(f"the host said something else than an identity: {error}")
             channel.say(say="error", why=str(error))
         else:
-            do, done = asked[word]
-            do(said)
             channel.say(say=done)
             channel.idle(FROZEN_IDLE_S)
             # What runs now are the host's next moments, and then those after the pause.
