@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import pytest
 
-from latentvirt.address import USER_MODE_HOST, master_host, master_port, split_address
+from latentvirt.address import USER_MODE_HOST, master_host, master_port, read_address, split_address
 from latentvirt.domainxml import NetworkUse
+from latentvirt.errors import ConfigError
 
 
 @pytest.mark.parametrize(
@@ -73,3 +74,21 @@ def test_master_port(portstr: str | int, port: int | None) -> None:
 def test_split_address(given: str | None, parts: tuple[str | None, int | None]) -> None:
     """A master's address may name a port; an IPv6 address is not taken apart."""
     assert split_address(given) == parts
+
+
+@pytest.mark.parametrize(
+    "given", ["master", "master.example:9989", "münchen.example", "10.0.2.2:1", "fd00::2", "[fd00::2]:9989"]
+)
+def test_an_address_of_a_master_is_taken_as_it_is(given: str) -> None:
+    """Names and addresses of hosts are good, with a port and without."""
+    assert read_address(given, "masterFQDN") == given
+
+
+@pytest.mark.parametrize(
+    "given",
+    ["master:port", "master:", "http://master", "a b", "master:0", "master:65536", "[fd00]:1", "x\n", 5, " "],
+)
+def test_what_no_guest_could_connect_to_is_refused(given: object) -> None:
+    """An address with a port that is none, or that is no host's, is told when the configuration is read."""
+    with pytest.raises(ConfigError, match="masterFQDN="):
+        read_address(given, "masterFQDN")

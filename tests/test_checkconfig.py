@@ -135,6 +135,31 @@ def test_documented_configurations_pass(tmp_path: Path, imports: str, worker: st
             ["password is not a string", "util.Secret"],
             id="password not a string",
         ),
+        pytest.param(
+            FIRST + ", base_format='banana')",
+            ["base_format='banana' is no format", "qcow2"],
+            id="no such format",
+        ),
+        pytest.param(
+            FIRST + ", masterFQDN='master:port')",
+            ["masterFQDN='master:port' is not where", "'buildmaster.example.org:9989'"],
+            id="address of no master",
+        ),
+        pytest.param(
+            FIRST + ", graceful_shutdown=float('inf'))",
+            ["graceful_shutdown=inf is neither", "write a number"],
+            id="endless shutdown",
+        ),
+        pytest.param(
+            FIRST + ", max_builds=-3)",
+            ["max_builds=-3 is not a number of builds", "None for no limit"],
+            id="less than no builds",
+        ),
+        pytest.param(
+            FIRST + ", build_wait_timeout=float('inf'))",
+            ["build_wait_timeout=inf is not a number of seconds"],
+            id="endless waiting",
+        ),
     ],
 )
 def test_bad_arguments_are_explained(tmp_path: Path, worker: str, words: list[str]) -> None:

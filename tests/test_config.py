@@ -34,6 +34,15 @@ def test_what_is_no_amount(given: Any) -> None:
         mebibytes(given, "memory")
 
 
+@pytest.mark.parametrize(
+    "given", [2**43, pytest.param(10**5000, id="digits"), "8388608 TiB", "999999999999 TiB"]
+)
+def test_an_amount_that_nothing_could_count_is_refused(given: Any) -> None:
+    """An amount of more bytes than libvirt has numbers for is refused before anything is asked."""
+    with pytest.raises(ConfigError, match=r"memory=.* is more than any machine can have.*below 8388608 TiB"):
+        mebibytes(given, "memory")
+
+
 def test_a_size_is_read() -> None:
     """A size takes numbers and words alike, and compares by what they mean."""
     assert Size(memory="2 GiB", vcpus=2, disk="10 GiB") == Size(memory=2048, vcpus=2, disk=10240)

@@ -37,7 +37,7 @@ FLOORS = (
     {"aliases", "devices", "hosts"},
     {"config"},
     {"hold", "labels"},
-    {"amounts", "durations"},
+    {"amounts", "durations", "imagefiles"},
     {"errors", "flights", "hostkeys", "picture", "showing", "_version"},
 )
 FRONT_DOOR = "latentvirt"

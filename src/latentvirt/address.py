@@ -3,11 +3,19 @@
 from __future__ import annotations
 
 import re
+from ipaddress import IPv6Address
 
 from latentvirt.domainxml import NetworkUse
+from latentvirt.errors import ConfigError
+from latentvirt.showing import shown
 
 USER_MODE_HOST = "10.0.2.2"
 """Where QEMU's user-mode networking shows the machine that QEMU runs on."""
+
+HIGHEST_PORT = 65535
+
+_HOST_NAME = re.compile(r"[\w.-]+")
+"""Of any letters: a name may be written in its own script."""
 
 
 def master_host(
@@ -37,6 +45,40 @@ def split_address(given: str | None) -> tuple[str | None, int | None]:
     if found:
         return found.group(1), int(found.group(2))
     return given or None, None
+
+
+def read_address(given: object, what: str) -> str | None:
+    """Check what a person wrote as ``host`` or ``host:port``, and return it; None if nothing was.
+
+    Args:
+        given: as it was written.
+        what: name of the argument, for the message.
+
+    Raises:
+        ConfigError: no guest could find a master by it.
+    """
+    if given is None or given == "":
+        return None
+    host, port = split_address(given) if isinstance(given, str) else (None, None)
+    if host is None or not (_HOST_NAME.fullmatch(host) or _is_ipv6(host.strip("[]"))):
+        raise ConfigError(
+            f"{what}={shown(given)} is not where a guest could find the master",
+            remedy="write a host's name or address, and if need be a port: 'buildmaster.example.org:9989'",
+        )
+    if port is not None and not 0 < port <= HIGHEST_PORT:
+        raise ConfigError(
+            f"{what}={shown(given)}: there is no port {shown(port)}",
+            remedy=f"write one of 1 to {HIGHEST_PORT}",
+        )
+    return str(given)
+
+
+def _is_ipv6(text: str) -> bool:
+    try:
+        IPv6Address(text)
+    except ValueError:
+        return False
+    return True
 
 
 def master_port(portstr: str | int) -> int | None:

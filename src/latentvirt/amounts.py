@@ -23,8 +23,8 @@ MIB_PER_UNIT = {
 
 BYTES_PER_MIB = 1024 * 1024
 
-MORE_THAN_ANY_AMOUNT = 10**15
-"""The first plain number that is not read as MiB."""
+MORE_THAN_ANY_AMOUNT = 2**63 // BYTES_PER_MIB
+"""The first number of MiB that libvirt and QEMU, which count bytes, have no number for."""
 
 # No more digits than a float keeps apart; nobody has so much.
 _AMOUNT = re.compile(r"\s*(\d{1,15}(?:\.\d{1,15})?)\s*([A-Za-z]*)\s*")
@@ -43,14 +43,22 @@ def mebibytes(value: int | str, what: str) -> int:
     Raises:
         ConfigError: it is not a positive amount in a unit known here.
     """
-    # A whole number can be so large that Python would refuse to write it.
-    wrong = isinstance(value, bool) or (isinstance(value, int) and not 0 < value < MORE_THAN_ANY_AMOUNT)
-    found = None if wrong else _AMOUNT.fullmatch(str(value))
-    unit = MIB_PER_UNIT.get(found.group(2).upper()) if found else None
-    amount = -(-float(found.group(1)) * unit // 1) if found and unit else 0
+    amount = 0 if isinstance(value, bool) else value if isinstance(value, int) else _with_unit(str(value))
+    if amount >= MORE_THAN_ANY_AMOUNT:
+        raise ConfigError(
+            f"{what}={shown(value)} is more than any machine can have",
+            remedy=f"write an amount below {MORE_THAN_ANY_AMOUNT // MIB_PER_UNIT['TIB']} TiB",
+        )
     if amount <= 0:
         raise ConfigError(
             f"{what}={shown(value)} is not an amount",
             remedy="write a number of MiB, or a number with MiB, GiB or TiB, as in '4 GiB'",
         )
-    return int(amount)
+    return amount
+
+
+def _with_unit(text: str) -> int:
+    """Read a number with a unit or without, in MiB, rounded up; 0 if it is none."""
+    found = _AMOUNT.fullmatch(text)
+    unit = MIB_PER_UNIT.get(found.group(2).upper()) if found else None
+    return int(-(-float(found.group(1)) * unit // 1)) if found and unit else 0

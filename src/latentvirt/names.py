@@ -13,6 +13,10 @@ import secrets
 
 import attrs
 
+from latentvirt.errors import ConfigError
+from latentvirt.labels import is_text
+from latentvirt.showing import shown
+
 METADATA_NAMESPACE = "urn:latentvirt:vm:1"
 METADATA_PREFIX = "latentvirt"
 GUEST_NAMESPACE = "urn:latentvirt:guest:1"
@@ -135,6 +139,23 @@ def look_pool_name(owner: str, folder: str) -> str:
 def is_look_pool(name: str) -> bool:
     """Say whether a pool is there for the moment of some master's look only."""
     return _LOOK_POOL.fullmatch(name) is not None
+
+
+def check_domain_name(name: str, what: str) -> str:
+    """Check the name of a domain, and return it.
+
+    Args:
+        name: as it was written.
+        what: where that was, for the message.
+
+    Raises:
+        ConfigError: libvirt would refuse it: it names files after its domains.
+    """
+    if not is_text(name):
+        raise ConfigError(f"{what} {shown(name)} is not a line of text", remedy="write plain characters")
+    if "/" in name:
+        raise ConfigError(f"{what} {shown(name)} has a slash in it", remedy="write it without")
+    return name
 
 
 def slot_of_domain(domain: str) -> str:

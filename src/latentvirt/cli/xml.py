@@ -8,23 +8,27 @@ from typing import TextIO
 from uuid import NAMESPACE_URL, uuid5
 
 import click
+from click.core import ParameterSource
 from lxml import etree
 
 from latentvirt import domainxml
 from latentvirt.amounts import mebibytes
 from latentvirt.capabilities import HostCapabilities, cpu_features_of, read_capabilities
-from latentvirt.cli.values import line_of_text, read_by
+from latentvirt.cli.values import read_by
 from latentvirt.config import Size
 from latentvirt.devices import Disk, Nic, read_disks, read_nic, read_nics
 from latentvirt.errors import ConfigError
+from latentvirt.imagefiles import FORMATS, check_image_path
 from latentvirt.names import (
     FileName,
     Ownership,
+    check_domain_name,
     directory_name,
     generated_domain_name,
     slot_of_domain,
     slot_of_number,
 )
+from latentvirt.showing import shown
 from latentvirt.spec import VirtType
 
 PLACEHOLDER_OWNER = "0" * 16
@@ -39,7 +43,41 @@ HOW_TO_GET_CAPABILITIES = (
 CAPABILITIES_ROOT = "capabilities"
 DOMAIN_CAPABILITIES_ROOT = "domainCapabilities"
 
-LINE = read_by(line_of_text)
+ONLY_GENERATED = ("capability_files", "memory", "vcpus", "network", "virt_type")
+ONLY_READ = ("predefined",)
+"""Options that say something only of a domain that is generated, and only of one that is given."""
+
+
+def _base_image(value: str) -> str:
+    """Check the path of a base image.
+
+    Raises:
+        ConfigError: it is none, as the name of an image is not.
+    """
+    if value and "/" not in value:
+        raise ConfigError(
+            f"base_image={shown(value)} is no path: no host is asked where its copy of an image lies",
+            remedy="write the absolute path of a copy there, as latentvirt image push prints it",
+        )
+    return check_image_path(value, "base_image")
+
+
+def _refuse_idle(context: click.Context, generate: bool) -> None:
+    """Refuse options that were given and would change nothing.
+
+    Raises:
+        click.UsageError: there is one.
+    """
+    idle = ONLY_READ if generate else ONLY_GENERATED
+    for option in context.command.params:
+        given = context.get_parameter_source(option.name or "") is ParameterSource.COMMANDLINE
+        if given and option.name in idle:
+            why = (
+                "goes with FILE: what is generated is not defined anywhere"
+                if generate
+                else "goes with --generate: a FILE's domain has what is written there"
+            )
+            raise click.UsageError(f"{option.opts[0]} {why}; leave it out")
 
 
 @click.command(
@@ -58,7 +96,11 @@ LINE = read_by(line_of_text)
 @click.option(
     "--predefined", is_flag=True, help="FILE is defined on the host, and its starts share its UUID."
 )
-@click.option("--name", callback=LINE, help="Name of the domain.")
+@click.option(
+    "--name",
+    callback=read_by(lambda value: check_domain_name(value, "the name")),
+    help="Name of the domain.",
+)
 @click.option(
     "--memory",
     default="1 GiB",
@@ -67,10 +109,23 @@ LINE = read_by(line_of_text)
     help="MiB, or with a unit; generated only.",
 )
 @click.option("--vcpus", type=click.IntRange(min=1), default=1, show_default=True, help="Generated only.")
-@click.option("--hd-image", callback=LINE, help="Path of the disk image that is replaced by an overlay.")
-@click.option("--base-image", callback=LINE, help="Path of the image that the overlay stands on.")
 @click.option(
-    "--base-format", default="qcow2", show_default=True, callback=LINE, help="Format of the base image."
+    "--hd-image",
+    callback=read_by(lambda value: check_image_path(value, "hd_image")),
+    help="Path on the host of the disk image that is replaced by an overlay.",
+)
+@click.option(
+    "--base-image",
+    callback=read_by(_base_image),
+    help="Path on the host of the image that the overlay stands on.",
+)
+@click.option(
+    "--base-format",
+    type=click.Choice(FORMATS),
+    metavar="FORMAT",
+    default="qcow2",
+    show_default=True,
+    help="Format of the base image.",
 )
 @click.option(
     "--network",
@@ -104,7 +159,9 @@ LINE = read_by(line_of_text)
     help="auto is kvm where it really works; generated only.",
 )
 @click.option("--allow-shared", multiple=True, help="A thing that may outlive a start; repeat it for more.")
+@click.pass_context
 def xml(
+    context: click.Context,
     file: TextIO | None,
     generate: bool,
     capability_files: Sequence[TextIO],
@@ -127,6 +184,7 @@ def xml(
     """
     if generate == (file is not None):
         raise click.UsageError("give either FILE or --generate")
+    _refuse_idle(context, generate)
     if file is None:
         if base_image is None:
             raise click.UsageError("--generate needs --base-image, which the generated disk stands on")

@@ -7,7 +7,8 @@ from latentvirt.domainxml.freshness import problems_in
 from latentvirt.domainxml.parse import Element, line_of, parse
 from latentvirt.domainxml.problems import refuse
 from latentvirt.domainxml.remembering import remembered
-from latentvirt.errors import BadXML
+from latentvirt.errors import BadXML, ConfigError
+from latentvirt.names import check_domain_name
 
 
 @remembered
@@ -58,3 +59,8 @@ def _check_root(root: Element) -> None:
         raise BadXML("the domain has two names", line=line_of(names[1]), remedy="keep one <name>")
     if names and not (names[0].text or "").strip():
         raise BadXML("<name> is empty", line=line_of(names[0]), remedy="write a name, or remove the element")
+    if names:
+        try:
+            check_domain_name((names[0].text or "").strip(), "the domain's name")
+        except ConfigError as error:
+            raise BadXML(error.what, line=line_of(names[0]), remedy=error.remedy) from error

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import math
 from collections.abc import Collection, Mapping, Sequence
 from typing import Any, Literal, get_args
 
@@ -10,12 +11,14 @@ import attrs
 from buildbot.interfaces import IRenderable
 
 from latentvirt import domainxml
+from latentvirt.address import read_address
 from latentvirt.aliases import check_alias
 from latentvirt.config import Connection, Flavor, Image, Size, check_flavors
 from latentvirt.devices import USER_NETWORK, Nic, read_disks, read_nic, read_nics, written
 from latentvirt.errors import ConfigError
 from latentvirt.hold import read_duration
 from latentvirt.hosts import Hosts
+from latentvirt.imagefiles import check_format
 from latentvirt.master.baseimages import archs_of, by_name, read_image, written_image
 from latentvirt.master.checking import check_spec, known_macs
 from latentvirt.master.depending import depends, known_part
@@ -272,9 +275,11 @@ def _host_key(value: Any, identity: Any) -> Any:
 def _graceful(value: Any) -> float:
     if isinstance(value, bool):
         return GRACEFUL_SHUTDOWN_S if value else 0.0
-    if isinstance(value, (int, float)) and value >= 0:
+    if isinstance(value, (int, float)) and 0 <= value < math.inf:
         return float(value)
-    raise ConfigError(f"graceful_shutdown={value!r} is neither True, False nor seconds")
+    raise ConfigError(
+        f"graceful_shutdown={value!r} is neither True, False nor seconds", remedy="write a number, as in 30"
+    )
 
 
 def read_arguments(
@@ -319,15 +324,8 @@ def read_arguments(
         isinstance(allow_shared, Collection) and all(isinstance(name, str) for name in allow_shared)
     ):
         raise ConfigError(f"allow_shared={allow_shared!r} is not a list of names", remedy="write ['vdb']")
-    named = None if isinstance(network, (Nic, Mapping)) else network
-    for what, value in (("masterFQDN", masterFQDN), ("base_format", base_format), ("network", named)):
-        if what == "masterFQDN" and callable(value):
-            continue
-        _check_text(what, value)
-        if value is not None and not value.isprintable():
-            raise ConfigError(
-                f"{what}={value!r} has control characters", remedy=f"write {what} as plain text"
-            )
+    if base_format is not None:
+        check_format(base_format, "base_format")
     if not isinstance(standby, bool):
         raise ConfigError(f"standby={standby!r} is neither True nor False")
     if standby and start == "boot":
@@ -350,7 +348,7 @@ def read_arguments(
         virt_type=_choice("virt_type", virt_type, VirtType),
         identity=_choice("identity", identity, IdentityMode),
         allow_shared=frozenset(allow_shared),
-        master_fqdn=masterFQDN() if callable(masterFQDN) else masterFQDN,
+        master_fqdn=read_address(masterFQDN() if callable(masterFQDN) else masterFQDN, "masterFQDN"),
         graceful_shutdown_s=_graceful(graceful_shutdown),
         start=_choice("start", start, StartMode),
         standby=standby,

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import difflib
 import inspect
+import math
 from collections.abc import Collection, Mapping
 from typing import Any
 
@@ -23,8 +24,8 @@ TIMEOUTS = {"build_wait_timeout": True, "missing_timeout": False, "check_instanc
 LATENT_ARGUMENTS = ("build_wait_timeout", "check_instance_interval")
 
 
-def check_timeouts(buildbots: Mapping[str, Any], hold_on_failure_s: int) -> None:
-    """Refuse what Buildbot would take for a number of seconds, and fail with at the first start.
+def check_numbers(buildbots: Mapping[str, Any], hold_on_failure_s: int) -> None:
+    """Refuse what Buildbot would take for a number, and fail with at the first start, or never start.
 
     Args:
         buildbots: Buildbot's arguments, our defaults among them.
@@ -38,11 +39,17 @@ def check_timeouts(buildbots: Mapping[str, Any], hold_on_failure_s: int) -> None
         value = buildbots[what]
         if value is None:
             continue
-        is_number = isinstance(value, (int, float)) and not isinstance(value, bool)
+        is_number = isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)
         if not is_number or (value < 0 and not may_be_negative):
             raise ConfigError(
                 f"{what}={value!r} is not a number of seconds", remedy="write a number, without quotes"
             )
+    builds = buildbots["max_builds"]
+    # 0 is Buildbot's own other word for no limit.
+    if builds is not None and (not isinstance(builds, int) or isinstance(builds, bool) or builds < 0):
+        raise ConfigError(
+            f"max_builds={builds!r} is not a number of builds", remedy="write 1 or more, or None for no limit"
+        )
     if hold_on_failure_s and buildbots["build_wait_timeout"] != 0:
         raise ConfigError(
             f"hold_on_failure= keeps the VM of a failed build as it is, and build_wait_timeout="

@@ -11,6 +11,7 @@ from buildbot.config import errors
 from latentvirt import domainxml
 from latentvirt.devices import Nic, read_nics, refuse_same_macs, written
 from latentvirt.errors import ConfigError
+from latentvirt.imagefiles import check_image_path
 from latentvirt.master.depending import depends, known_part
 from latentvirt.spec import MachineSpec
 
@@ -76,18 +77,8 @@ def check_spec(spec: MachineSpec, macs: Collection[str]) -> None:
         NotFresh: none could use it freshly.
     """
     for what, path in (("hd_image", spec.hd_image), ("base_image", spec.base_image)):
-        if path is not None and not path.startswith("/"):
-            raise ConfigError(
-                f"{what}={path!r} is not an absolute path",
-                remedy="write the whole path, as the host knows it",
-            )
-        if path is not None and path.endswith("/"):
-            raise ConfigError(f"{what}={path!r} is a folder", remedy="name the image file in it")
-        if path is not None and not path.isprintable():
-            raise ConfigError(
-                f"{what}={path!r} has characters that no path on a host should have",
-                remedy="rename the file",
-            )
+        if path is not None:
+            check_image_path(path, what)
     if spec.base_image is not None and spec.base_image == spec.hd_image:
         raise ConfigError(
             f"hd_image and base_image are the same file, {spec.base_image!r}",

@@ -28,7 +28,7 @@ from latentvirt.errors import (
 from latentvirt.guest import Identity
 from latentvirt.hostkeys import PrivateKey
 from latentvirt.master.arguments import Arguments, read_arguments
-from latentvirt.master.buildbots import check_timeouts, pb_port, split_arguments, unknown_arguments
+from latentvirt.master.buildbots import check_numbers, pb_port, split_arguments, unknown_arguments
 from latentvirt.master.checking import refuse_others_macs
 from latentvirt.master.holding import HoldsOnFailure
 from latentvirt.master.hub import Hub
@@ -125,7 +125,7 @@ class LibVirtWorker(HoldsOnFailure, CompatibleLatentWorkerMixin, AbstractLatentW
         super().checkConfig(name, password, **buildbots)
         try:
             arguments = read_arguments(password, **ours)
-            check_timeouts(buildbots, arguments.hold_on_failure_s)
+            check_numbers(buildbots, arguments.hold_on_failure_s)
             refuse_others_macs(name, arguments.macs)
         except LatentvirtError as error:
             argument = "xml: " if isinstance(error, (BadXML, NotFresh)) else ""
