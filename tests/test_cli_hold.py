@@ -118,6 +118,7 @@ def test_what_cannot_be_is_refused(fake: FakeLibvirt, arguments: tuple[str, ...]
     [
         (("--why", "x", "--for", "soon"), "--for='soon' is not a duration"),
         (("--why", "x", "--for", "8d"), "7 days at most"),
+        (("--why", "x", "--for", "0.0001s"), "--for='0.0001s' is over at once"),
         (("--why", " "), "is not a line of text"),
     ],
 )

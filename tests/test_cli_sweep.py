@@ -24,7 +24,7 @@ from test_cli_hosts import run as shell
 
 URI = "qemu+ssh://one/system"
 IMAGES = "/images"
-GONE, LIVES, SILENT = "0" * 16, "1" * 16, "2" * 16
+GONE, LIVES, SILENT = "0" * 16, "1" * 16, "c" * 16
 HOUR_S = 3600
 
 
@@ -114,6 +114,12 @@ def test_an_owner_that_says_nothing_goes_when_named(fake: FakeLibvirt) -> None:
     assert left(fake)[1] == [GONE, LIVES]
 
 
+def test_an_owners_id_may_be_written_in_capitals(fake: FakeLibvirt) -> None:
+    """An id that somebody wrote down in capitals names the same owner."""
+    assert sweep(fake, "--owner", SILENT.upper()).exit_code == 0
+    assert left(fake)[1] == [GONE, LIVES]
+
+
 def test_a_living_masters_things_stay_even_when_named(fake: FakeLibvirt) -> None:
     """Nobody can take a running master's VMs away by a slip."""
     told = sweep(fake, "--owner", LIVES)
@@ -191,7 +197,7 @@ def test_a_directory_that_libvirt_does_not_know_is_looked_for(fake: FakeLibvirt)
 def test_a_wrong_command_line_is_refused(fake: FakeLibvirt) -> None:
     """No owner's id, a relative folder, and one without an owner are refused before anything is asked."""
     relative = ("--owner", GONE, "--folder", "images")
-    for arguments in (("--owner", "me"), ("--owner", "A" * 16), ("--folder", IMAGES), relative):
+    for arguments in (("--owner", "me"), ("--owner", "G" * 16), ("--folder", IMAGES), relative):
         assert sweep(fake, *arguments).exit_code == 2
     assert left(fake) == ALL
 

@@ -17,6 +17,9 @@ HOLD_PREFIX = "latentvirt-hold"
 MOST_HOLD_S = 7 * DAY_S
 """How long a VM can be held at a time; it may be held again."""
 
+LEAST_HOLD_S = 1
+"""What is shorter would be over before anybody was told."""
+
 LONGEST_WHY = 200
 
 
@@ -57,9 +60,14 @@ def read_duration(value: object, what: str) -> int:
         Seconds, at least 1.
 
     Raises:
-        ConfigError: it is no duration, or longer than `MOST_HOLD_S`.
+        ConfigError: it is no duration, shorter than `LEAST_HOLD_S`, or longer than `MOST_HOLD_S`.
     """
-    seconds = math.ceil(read_seconds(value, what))
+    exactly = read_seconds(value, what)
+    if exactly < LEAST_HOLD_S:
+        raise ConfigError(
+            f"{what}={shown(value)} is over at once", remedy="hold it for a second at least, as in '2h'"
+        )
+    seconds = math.ceil(exactly)
     if seconds > MOST_HOLD_S:
         raise ConfigError(
             f"{what}={shown(value)} is longer than a VM is held: {MOST_HOLD_S // DAY_S} days at most",

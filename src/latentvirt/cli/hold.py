@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import getpass
+import math
 import socket
 import time
 from collections.abc import Sequence
@@ -75,7 +76,7 @@ def hold(
                 remedy="hold it while its build runs",
             )
         wanted = Hold(
-            until=int(time.time()) + duration,
+            until=math.ceil(time.time()) + duration,
             by=_person(),
             why=why,
             worker=before.worker if before is not None else "",

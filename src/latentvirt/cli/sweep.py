@@ -49,9 +49,9 @@ class Decided:
 
 def _owner(_: click.Context, __: click.Parameter, given: Sequence[str]) -> Sequence[str]:
     for owner in given:
-        if OWNER_PATTERN.fullmatch(owner) is None:
+        if OWNER_PATTERN.fullmatch(owner.lower()) is None:
             raise click.BadParameter(f"{owner!r} is no owner's id, which has 16 digits of 0-9 and a-f")
-    return given
+    return [owner.lower() for owner in given]
 
 
 def _folder(_: click.Context, __: click.Parameter, given: Sequence[str]) -> Sequence[str]:

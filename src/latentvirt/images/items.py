@@ -28,6 +28,14 @@ _FLAGS = ("unverified", "ready")
 KEYS = (*_TEXTS, *_FLAGS, "codenames", "arch")
 """All that an entry can say."""
 
+_PLACE = re.compile(r"\{[^{}]*\}")
+_PLACES = ("{arch}", "{version}", "{serial}")
+_PLACES_OF = {
+    **dict.fromkeys(("url", "page", "file", "pinned"), _PLACES),
+    **dict.fromkeys(("sums", "signature"), (*_PLACES, "{file}")),
+}
+"""What is replaced in addresses, by their key; a path on this machine may have any other in it."""
+
 _HEX_DIGITS = {"sha256": 64, "sha512": 128}
 
 Table = dict[str, Any]
@@ -156,6 +164,16 @@ def _check_text(file: str, entry: str, key: str, value: object) -> None:
         raise wrong(file, entry, key, value, "write an address with http or https; a file's is path")
     if key == "page" and not value.endswith("/"):
         raise wrong(file, entry, key, value, "write it with a slash at its end")
+    unknown = [place for place in _PLACE.findall(value) if place not in _PLACES_OF.get(key, (place,))]
+    if unknown:
+        places = _PLACES_OF[key]
+        raise wrong(
+            file,
+            entry,
+            key,
+            value,
+            f"nothing is put in place of {unknown[0]}; write one of {', '.join(places)}",
+        )
     if key == "file" and "/" in value:
         raise wrong(file, entry, key, value, "write a file's name, without its folder")
 
