@@ -259,8 +259,8 @@ def test_what_a_codename_can_mean_twice_is_refused(file: Path) -> None:
         ('[images.own]\npage = "http://x/y"\nfile = "z"', "write it with a slash at its end"),
         (
             '[images.own]\nurl = "http://x/{foo}"\nunverified = true',
-            "[images.own]: url = 'http://x/{foo}' cannot be right. What to do: nothing is put in place of {foo}; "
-            "write one of {arch}, {version}, {serial}",
+            "[images.own]: url = 'http://x/{foo}' cannot be right. What to do: nothing is put "
+            "in place of {foo}; write one of {arch}, {version}, {serial}",
         ),
         (OWN + 'sums = "{name}.sums"', "[images.own]: sums = '{name}.sums' cannot be right"),
         ('[mirrors]\n"http://x" = 3', "[mirrors]: http://x = 3 cannot be right"),

@@ -234,7 +234,7 @@ def test_a_name_on_two_hosts_is_not_guessed(fake: FakeLibvirt) -> None:
     add(fake, HERE, "third")
     told = command(fake, *both("vm", "destroy", "theirs"))
     assert told.exit_code == 1
-    assert f"{HERE}, {THERE}" in told.stderr
+    assert f"theirs on {HERE}, theirs on {THERE}" in told.stderr
     assert "--connect" in told.stderr
 
 

@@ -1,4 +1,4 @@
-"""Finding a VM by its name on the hosts that a command is about."""
+"""Finding a VM by its name, or its worker's, on the hosts that a command is about."""
 
 from __future__ import annotations
 
@@ -9,9 +9,10 @@ from typing import TypeVar, cast
 import attrs
 from twisted.internet import defer
 
+from latentvirt import domainxml
 from latentvirt.cli.asking import Answer, ask, not_found
 from latentvirt.config import Connection
-from latentvirt.errors import ConfigError
+from latentvirt.errors import ConfigError, NotFound
 from latentvirt.hold import Hold
 from latentvirt.host import Condition, DomainUse, Driver, Host
 
@@ -30,11 +31,17 @@ class Seen:
         use: what it takes.
         state: ``running``, ``paused`` (it stands by, or is just being started) or what is wrong with it.
         hold: until when it is held; None if it is not, or the time is up.
+        worker: the Buildbot worker that its guest is; None if it has told nothing, or nobody looked.
     """
 
     use: DomainUse
     state: str
     hold: Hold | None = None
+    worker: str | None = None
+
+    def is_called(self, name: str) -> bool:
+        """Tell whether it is known by a name: its domain's or its worker's."""
+        return name in (self.use.name, self.worker)
 
 
 async def look_at_vms(host: Host) -> list[Seen]:
@@ -54,16 +61,45 @@ async def _hold_of(host: Host, use: DomainUse) -> Hold | None:
     return hold if hold is not None and hold.until > time.time() else None
 
 
+async def _look_for_workers(host: Host) -> list[Seen]:
+    """List the same, with the workers that latentvirt's VMs are."""
+
+    async def named(seen: Seen) -> Seen:
+        if seen.use.ownership is None:
+            return seen
+        try:
+            mark = domainxml.guest_of(await host.description(seen.use.uuid))
+        except NotFound:
+            return seen  # it has ended meanwhile, which is told where something is done with it
+        return seen if mark is None else attrs.evolve(seen, worker=mark.worker)
+
+    seen = await look_at_vms(host)
+    return await defer.gatherResults([defer.ensureDeferred(named(one)) for one in seen])
+
+
 def _the_one(answers: Sequence[Answer[list[Seen]]], name: str) -> tuple[str, Seen]:
-    found = [(answer.uri, seen) for answer in answers for seen in answer.found or [] if seen.use.name == name]
+    found = [(answer.uri, seen) for answer in answers for seen in answer.found or [] if seen.is_called(name)]
     if not found:
         raise not_found(f"VM of the name {name!r}", answers, "latentvirt vm list --all")
+    refuse_several(name, [(seen.use.name, uri) for uri, seen in found])
+    return found[0]
+
+
+def refuse_several(name: str, found: Sequence[tuple[str, str]]) -> None:
+    """Refuse a name by which several VMs are known.
+
+    Args:
+        name: as it was given.
+        found: of each VM the name of its domain, and its host's URI.
+
+    Raises:
+        ConfigError: there are several.
+    """
     if len(found) > 1:
         raise ConfigError(
-            f"a VM of the name {name!r} runs on each of {', '.join(uri for uri, _ in found)}",
-            remedy="name the host with --connect",
+            f"{name!r} can be any of {', '.join(f'{domain} on {uri}' for domain, uri in found)}",
+            remedy="name its host with --connect, or its domain",
         )
-    return found[0]
 
 
 async def find(
@@ -73,14 +109,14 @@ async def find(
 
     Args:
         connections: the hosts that it may be on.
-        name: of its domain.
+        name: of its domain, or of the worker that it is.
         driver: opens connections; libvirt's own if None.
 
     Raises:
         NotFound: it is on none of those that answered.
         ConfigError: several have one.
     """
-    answers = await ask(connections, look_at_vms, driver)
+    answers = await ask(connections, _look_for_workers, driver)
     uri, seen = _the_one(answers, name)
     return next(connection for connection in connections if connection.uri == uri), seen
 

@@ -9,8 +9,9 @@ from twisted.internet import defer
 
 from latentvirt import domainxml
 from latentvirt.cli.asking import Answer, ask, not_found
+from latentvirt.cli.finding import refuse_several
 from latentvirt.config import Connection
-from latentvirt.errors import ConfigError, NotFound
+from latentvirt.errors import NotFound
 from latentvirt.host import DomainUse, Driver, Host
 from latentvirt.hostkeys import HostKey
 
@@ -91,9 +92,5 @@ async def find_guest(connections: Sequence[Connection], name: str, driver: Drive
     found = [guest for guest in guests_in(answers) if guest.is_called(name)]
     if not found:
         raise not_found(f"VM of latentvirt's of the name {name!r}", answers, "latentvirt vm list")
-    if len(found) > 1:
-        where = ", ".join(f"{guest.name} on {guest.connection.uri}" for guest in found)
-        raise ConfigError(
-            f"{name!r} can be any of {where}", remedy="name its host with --connect, or its domain"
-        )
+    refuse_several(name, [(guest.name, guest.connection.uri) for guest in found])
     return found[0]

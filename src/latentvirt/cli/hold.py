@@ -58,7 +58,7 @@ def _person() -> str:
 def hold(
     driver: Driver | None, connections: Sequence[Connection], name: str, duration: int, why: str
 ) -> None:
-    """Keep the VM of the domain NAME when its build ends, so that somebody can look into it.
+    """Keep the VM of the domain, or the worker, NAME when its build ends, so that somebody can look into it.
 
     The master leaves it running, with its disk, and uses its place for no other build until it is released
     or the time is up; its other places go on. Held again, the new time and reason are put in place of the
@@ -70,9 +70,9 @@ def hold(
         owned, before = _ours(connection, seen), seen.hold
         if before is None and seen.state == STATES[Condition.PAUSED]:
             raise ConfigError(
-                f"the VM {name!r} is paused: it stands by for a build, or is just being started",
+                f"the VM {seen.use.name!r} is paused: it stands by for a build, or is just being started",
                 host=connection.uri,
-                domain=name,
+                domain=seen.use.name,
                 remedy="hold it while its build runs",
             )
         wanted = Hold(
@@ -86,10 +86,10 @@ def hold(
             await host.set_hold(seen.use.uuid, wanted, only=owned)
 
         only(await ask([connection], set_it, driver))
-        return connection.uri, wanted, before
+        return f"{seen.use.name} on {connection.uri}", wanted, before
 
-    uri, held, before = finish(connections, keep)
-    say(f"{name} on {uri} is held until {moment(held.until)}")
+    where, held, before = finish(connections, keep)
+    say(f"{where} is held until {moment(held.until)}")
     if before is not None:
         say(f"it was {before}")
 
@@ -99,7 +99,7 @@ def hold(
 @about_hosts
 @click.pass_obj
 def release(driver: Driver | None, connections: Sequence[Connection], name: str) -> None:
-    """Let go of the VM of the domain NAME, which is held.
+    """Let go of the VM of the domain, or the worker, NAME, which is held.
 
     If its build is over, its master ends it within moments and removes its files; a master that does not run
     does so when it starts. Where none will, end it with `vm destroy` and remove its files with `sweep`.
@@ -109,13 +109,14 @@ def release(driver: Driver | None, connections: Sequence[Connection], name: str)
         connection, seen = await find(connections, name, driver)
         owned, held = _ours(connection, seen), seen.hold
         if held is None:
-            raise NotFound(f"the VM {name!r} is not held", host=connection.uri, domain=name)
+            domain = seen.use.name
+            raise NotFound(f"the VM {domain!r} is not held", host=connection.uri, domain=domain)
 
         async def take_it_away(host: Host) -> None:
             await host.set_hold(seen.use.uuid, None, only=owned)
 
         only(await ask([connection], take_it_away, driver))
-        return connection.uri, held
+        return f"{seen.use.name} on {connection.uri}", held
 
-    uri, held = finish(connections, let_go)
-    say(f"{name} on {uri} is released; it was {held}")
+    where, held = finish(connections, let_go)
+    say(f"{where} is released; it was {held}")

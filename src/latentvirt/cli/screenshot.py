@@ -33,7 +33,9 @@ STANDARD_OUTPUT = "-"
 @about_hosts
 @click.pass_obj
 def screenshot(driver: Driver | None, connections: Sequence[Connection], name: str, file: str) -> None:
-    """Save a picture of the screen of the VM of the domain NAME, as a PNG file; - is standard output.
+    """Save a picture of the screen of the VM of the domain, or the worker, NAME, as a PNG file.
+
+    FILE may be - for standard output.
 
     The VM needs a video device. Domains that latentvirt generates have none: their guests write to the serial
     console, which latentvirt vm console shows.
@@ -41,20 +43,21 @@ def screenshot(driver: Driver | None, connections: Sequence[Connection], name: s
 
     async def look() -> bytes:
         connection, seen = await find(connections, name, driver)
+        domain = seen.use.name
 
         async def take(host: Host) -> bytes:
             if not domainxml.has_screen(await host.description(seen.use.uuid)):
                 raise NotFound(
-                    f"the VM {name!r} has no video device, and so no screen",
+                    f"the VM {domain!r} has no video device, and so no screen",
                     host=host.uri,
-                    domain=name,
+                    domain=domain,
                     remedy="give its XML a <video>, or look at its serial console: latentvirt vm console -c "
-                    f"'{host.uri}' '{name}'",
+                    f"'{host.uri}' '{domain}'",
                 )
             try:
                 return png(*await host.screenshot(seen.use.uuid))
             except ValueError as error:
-                raise HostError(f"the host sent {error}", host=host.uri, domain=name) from error
+                raise HostError(f"the host sent {error}", host=host.uri, domain=domain) from error
 
         return only(await ask([connection], take, driver))
 

@@ -25,7 +25,7 @@ from latentvirt.cli.grouping import LazyGroup
 from latentvirt.cli.saying import say
 from latentvirt.config import Connection
 from latentvirt.errors import ConfigError, ForeignDomain, HostError, HostUnreachable, NotFound
-from latentvirt.hold import Hold, moment
+from latentvirt.hold import moment
 from latentvirt.host import Driver, Host
 
 FURTHER = {
@@ -110,7 +110,7 @@ def list_(driver: Driver | None, connections: Sequence[Connection], everyones: b
 @click.option("--json", "as_json", is_flag=True, help="Print an object instead of lines.")
 @click.pass_obj
 def show(driver: Driver | None, connections: Sequence[Connection], name: str, as_json: bool) -> None:
-    """Show the VM of the domain NAME: what `list` does, its disks, and what they stand on."""
+    """Show the VM of the domain, or the worker, NAME: what `list` does, its disks, and what they stand on."""
 
     async def look() -> dict[str, Any]:
         connection, seen = await find(connections, name, driver)
@@ -141,32 +141,35 @@ def show(driver: Driver | None, connections: Sequence[Connection], name: str, as
 @about_hosts
 @click.pass_obj
 def destroy(driver: Driver | None, connections: Sequence[Connection], name: str) -> None:
-    """End the VM of the domain NAME at once, as a power cut does.
+    """End the VM of the domain, or the worker, NAME at once, as a power cut does.
 
     Only latentvirt's VMs are ended. The master whose build has it sees its end, and tries the build again;
     it removes the VM's files, or the sweep does when that master starts. A VM that somebody holds is ended,
-    too, and it is said who held it.
+    too, and it is said who held it. One that ended while it was looked for is said to be gone, which is no
+    failure.
     """
 
-    async def end() -> tuple[str, Hold | None]:
+    async def end() -> tuple[str, Seen, bool]:
         connection, seen = await find(connections, name, driver)
-        owned = seen.use.ownership
+        domain, owned = seen.use.name, seen.use.ownership
         if owned is None:
             raise ForeignDomain(
-                f"the VM {name!r} is not latentvirt's, and was left alone",
+                f"the VM {domain!r} is not latentvirt's, and was left alone",
                 host=connection.uri,
-                domain=name,
-                remedy=f"end it with: virsh -c '{connection.uri}' destroy '{name}'",
+                domain=domain,
+                remedy=f"end it with: virsh -c '{connection.uri}' destroy '{domain}'",
             )
 
-        async def destroy(host: Host) -> None:
-            await host.destroy(seen.use.uuid, only=owned)
+        async def destroy(host: Host) -> bool:
+            return await host.destroy(seen.use.uuid, only=owned)
 
-        only(await ask([connection], destroy, driver))
-        return connection.uri, seen.hold
+        return connection.uri, seen, only(await ask([connection], destroy, driver))
 
-    uri, hold = finish(connections, end)
-    say(f"ended {name} on {uri}" + ("" if hold is None else f", which was {hold}"))
+    uri, seen, ended = finish(connections, end)
+    if not ended:
+        say(f"{seen.use.name} on {uri} was gone already")
+        return
+    say(f"ended {seen.use.name} on {uri}" + ("" if seen.hold is None else f", which was {seen.hold}"))
 
 
 @vm.command(
@@ -177,7 +180,7 @@ def destroy(driver: Driver | None, connections: Sequence[Connection], name: str)
 @about_hosts
 @click.pass_obj
 def console(driver: Driver | None, connections: Sequence[Connection], name: str) -> None:
-    """Open the serial console of the VM of the domain NAME, by virsh; Ctrl and ] leave it.
+    """Open the serial console of the VM of the domain, or the worker, NAME, by virsh; Ctrl and ] leave it.
 
     If somebody has the console, it is taken over: a build whose VM is just being started goes on without what
     the guest would have written to its page.
@@ -189,12 +192,13 @@ def console(driver: Driver | None, connections: Sequence[Connection], name: str)
             remedy="install it (libvirt-clients on Debian, libvirt-client on Fedora)",
         )
 
-    async def look() -> tuple[str, bool]:
+    async def look() -> tuple[str, str, bool]:
         connection, seen = await find(connections, name, driver)
+        domain = seen.use.name
 
         async def is_taken(host: Host) -> bool:
             if not domainxml.console_of(await host.description(seen.use.uuid)):
-                raise NotFound(f"the VM {name!r} has no serial console", remedy="give its XML a <serial>")
+                raise NotFound(f"the VM {domain!r} has no serial console", remedy="give its XML a <serial>")
             try:
                 stream = await host.open_console(seen.use.uuid, lambda _: None, lambda: None)
             except HostUnreachable:
@@ -204,9 +208,9 @@ def console(driver: Driver | None, connections: Sequence[Connection], name: str)
             await host.close_stream(stream)
             return False
 
-        return connection.uri, only(await ask([connection], is_taken, driver))
+        return connection.uri, domain, only(await ask([connection], is_taken, driver))
 
-    uri, taken = finish(connections, look)
+    uri, domain, taken = finish(connections, look)
     if taken:
-        say(f"latentvirt: somebody else has the console of {name}; it is taken over", err=True)
-    os.execv(virsh, [virsh, "-c", uri, "console", "--force", name])
+        say(f"latentvirt: somebody else has the console of {domain}; it is taken over", err=True)
+    os.execv(virsh, [virsh, "-c", uri, "console", "--force", domain])

@@ -86,16 +86,18 @@ def read_back(domain: Any) -> Created:
     return Created(str(domain.UUIDString()), str(domain.XMLDesc(libvirt.VIR_DOMAIN_XML_SECURE)))
 
 
-def destroy(domain: Any) -> None:
-    """End a domain; one that ended by itself meanwhile is done already."""
+def destroy(domain: Any) -> bool:
+    """End a domain; one that ended by itself meanwhile is done already. Returns whether this ended it."""
     try:
         domain.destroy()
     except libvirt.libvirtError as error:
         if error.get_error_code() == libvirt.VIR_ERR_NO_DOMAIN:
-            return
+            return False
         try:
             active = bool(domain.isActive())
         except libvirt.libvirtError:
             active = False  # it went away by itself
         if active:
             raise
+        return False
+    return True

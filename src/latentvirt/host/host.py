@@ -113,21 +113,24 @@ class Host(GuestVerbs, HoldVerbs, InventoryVerbs, MemoryVerbs, VolumeVerbs):
 
     async def destroy(
         self, uuid: str, *, only: Ownership | None = None, deadline_s: float | None = None
-    ) -> None:
+    ) -> bool:
         """End a domain at once; one that is not running, or not there, is done already.
 
         Args:
             uuid: of the domain.
             only: what its metadata must say at that moment; another start's domain of that UUID goes on.
             deadline_s: seconds that it may take.
+
+        Returns:
+            Whether it was this that ended it.
         """
 
-        def end(domain: Any) -> None:
-            if only is None or domains.is_surely(domain, only):
-                domains.destroy(domain)
+        def end(domain: Any) -> bool:
+            return (only is None or domains.is_surely(domain, only)) and domains.destroy(domain)
 
+        ended = False
         try:
-            await self._on_domain(
+            ended = await self._on_domain(
                 "destroy the domain", uuid, end, deadline_s=deadline_s or self._deadlines.create
             )
         except HostUnreachable:
@@ -136,6 +139,7 @@ class Host(GuestVerbs, HoldVerbs, InventoryVerbs, MemoryVerbs, VolumeVerbs):
             if error.code != libvirt.VIR_ERR_NO_DOMAIN:
                 raise
         self._link.forget(uuid)
+        return ended
 
     async def news(self, uuid: str) -> DomainNews:
         """Say how a domain fares now."""
