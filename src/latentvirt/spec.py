@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import posixpath
 from typing import Literal
 
@@ -20,6 +21,11 @@ VirtType = Literal["auto", "kvm", "qemu"]
 StartMode = Literal["auto", "boot", "thaw"]
 
 
+REMEMBERED_FOLDERS = 1024
+"""Of how many images: each start asks for each host's."""
+
+
+@functools.lru_cache(maxsize=REMEMBERED_FOLDERS)
 def image_folder(hd_image: str | None, base_image: str | None) -> str | None:
     """Say in which folder on the host our own directory goes; None if no image is named."""
     image = hd_image or base_image

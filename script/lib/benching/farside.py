@@ -9,17 +9,18 @@ from __future__ import annotations
 import itertools
 import multiprocessing
 import os
+import pickle
 import resource
+import socket
+import struct
 import tempfile
 import threading
 import time
 from collections.abc import Callable, Sequence
-from multiprocessing.connection import Client, Connection, Listener
 from pathlib import Path
 from queue import SimpleQueue
-from typing import Any
+from typing import Any, NamedTuple
 
-import attrs
 import libvirt
 
 from latentvirt.testing import FakeLibvirt
@@ -36,6 +37,7 @@ PATIENCE_S = 60.0
 DIAL_AGAIN_S = 0.02
 BACKLOG = 512
 READ_BYTES = 64 * 1024
+LENGTH = struct.Struct("!I")
 
 KNOWN = {
     VirConnect: (),
@@ -86,8 +88,35 @@ class Inside:
         return [host.trouble.served.most_busy for host in self._hosts]
 
 
-@attrs.frozen
-class Shown:
+class Line:
+    """Messages over a socket, each written and read at one go, as libvirt's client does.
+
+    Python's own for processes does so in several, and lets other threads have their turn between them.
+    """
+
+    def __init__(self, connected: socket.socket) -> None:
+        self._socket = connected
+        self._ahead = b""
+
+    def send(self, message: object) -> None:
+        """Send one message."""
+        data = pickle.dumps(message, pickle.HIGHEST_PROTOCOL)
+        self._socket.sendall(LENGTH.pack(len(data)) + data)
+
+    def recv(self) -> Any:
+        """Wait for one message; raises EOFError at the end."""
+        there = self._ahead
+        while len(there) < LENGTH.size or len(there) < LENGTH.size + LENGTH.unpack_from(there)[0]:
+            more = self._socket.recv(READ_BYTES)
+            if not more:
+                raise EOFError
+            there += more
+        end = LENGTH.size + LENGTH.unpack_from(there)[0]
+        self._ahead = there[end:]
+        return pickle.loads(memoryview(there)[LENGTH.size : end])
+
+
+class Shown(NamedTuple):
     """A handle on its way to the client."""
 
     number: int
@@ -95,8 +124,7 @@ class Shown:
     known: dict[str, Any]
 
 
-@attrs.frozen
-class Meant:
+class Meant(NamedTuple):
     """A handle on its way back."""
 
     number: int
@@ -111,15 +139,15 @@ class _Server:
         self._objects: dict[int, Any] = {0: Inside(fake), 1: fake}
         self._events: SimpleQueue[Any] = SimpleQueue()
 
-    def accept(self, listener: Listener) -> None:
+    def accept(self, listener: socket.socket) -> None:
         for serve in itertools.chain([self._tell], itertools.repeat(self._answer)):
-            threading.Thread(target=serve, args=(listener.accept(),), daemon=True).start()
+            threading.Thread(target=serve, args=(Line(listener.accept()[0]),), daemon=True).start()
 
-    def _tell(self, client: Connection) -> None:
+    def _tell(self, client: Line) -> None:
         while True:
             client.send(self._events.get())
 
-    def _answer(self, client: Connection) -> None:
+    def _answer(self, client: Line) -> None:
         while True:
             try:
                 number, method, given = client.recv()
@@ -180,7 +208,9 @@ def _serve(address: str) -> None:
 
     threading.Thread(target=end_with_it, daemon=True).start()
     _allow_many_files()
-    with Listener(address, "AF_UNIX", backlog=BACKLOG) as listener:
+    with socket.socket(socket.AF_UNIX) as listener:
+        listener.bind(address)
+        listener.listen(BACKLOG)
         _Server().accept(listener)
 
 
@@ -207,11 +237,14 @@ class FarSide:
         self.inside: Any = Handle(self, Shown(0, "Inside", {}))
         self._fake = Handle(self, Shown(1, "FakeLibvirt", {}))
 
-    def _dial(self) -> Connection:
+    def _dial(self) -> Line:
         while True:
+            connected = socket.socket(socket.AF_UNIX)
             try:
-                return Client(self._address, "AF_UNIX")
+                connected.connect(self._address)
+                return Line(connected)
             except (FileNotFoundError, ConnectionRefusedError):
+                connected.close()
                 if not self._process.is_alive():
                     raise SystemExit("the process of the simulated hosts has ended") from None
                 time.sleep(DIAL_AGAIN_S)
@@ -243,7 +276,7 @@ class FarSide:
         self._heard[key] = call
         return key
 
-    def _hear(self, channel: Connection) -> None:
+    def _hear(self, channel: Line) -> None:
         while True:
             try:
                 key, details = channel.recv()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from typing import TypeAlias, cast
 
 import attrs
@@ -14,6 +15,9 @@ Element: TypeAlias = etree._Element
 
 MAX_BYTES = 4 * 1024 * 1024
 """More than any domain's description; libvirt's own limit on an XML string in a call is the same."""
+
+READ_AGAIN = 16
+"""How many descriptions are kept read; a start asks several questions about its own, one after the other."""
 
 INDENT = "  "
 """What libvirt indents by, for elements that are added where no neighbour shows the custom."""
@@ -68,6 +72,16 @@ def parse(xml: str) -> Element:
             remedy="give a domain's description, as `virsh dumpxml` prints it",
         )
     return root
+
+
+@functools.lru_cache(maxsize=READ_AGAIN)
+def parse_to_read(xml: str) -> Element:
+    """Read a domain's XML, for questions only: who asks next about the same text gets the same elements.
+
+    Raises:
+        BadXML: as `parse` does.
+    """
+    return parse(xml)
 
 
 def _reason(error: etree.XMLSyntaxError) -> str:
@@ -156,13 +170,13 @@ def _indent_of(element: Element) -> str:
 @remembered
 def domain_name(xml: str) -> str | None:
     """Read the domain's name; None if the XML leaves it out."""
-    return _text(parse(xml), "name")
+    return _text(parse_to_read(xml), "name")
 
 
 @remembered
 def domain_uuid(xml: str) -> str | None:
     """Read the domain's UUID as it is written; None if the XML leaves it out."""
-    return _text(parse(xml), "uuid")
+    return _text(parse_to_read(xml), "uuid")
 
 
 def _text(root: Element, tag: str) -> str | None:
@@ -186,7 +200,7 @@ class NetworkUse:
 @remembered
 def network_of(xml: str) -> NetworkUse:
     """Tell how the domain's first interface reaches the world."""
-    interface = parse(xml).find("devices/interface")
+    interface = parse_to_read(xml).find("devices/interface")
     if interface is None:
         return NetworkUse("none")
     kind = interface.get("type", "")
@@ -202,7 +216,7 @@ STREAMABLE = ("pty", "unix")
 
 def console_of(xml: str) -> bool:
     """Tell whether the device that libvirt takes for the console can be opened as a stream."""
-    devices = parse(xml).find("devices")
+    devices = parse_to_read(xml).find("devices")
     if devices is None:
         return False
     # libvirt opens the first console, else the first serial port, and looks no further.
@@ -233,14 +247,14 @@ KIB_PER_UNIT = {
 @remembered
 def vcpus_of(xml: str) -> int:
     """Tell how many virtual processors a domain may have; libvirt gives it one where the XML does not say."""
-    text = (parse(xml).findtext("vcpu") or "").strip()
+    text = (parse_to_read(xml).findtext("vcpu") or "").strip()
     return int(text) if text.isdigit() else 1
 
 
 @remembered
 def memory_of(xml: str) -> int:
     """Tell how much memory a domain may take, in MiB, rounded up; 0 where the XML does not say."""
-    element = parse(xml).find("memory")
+    element = parse_to_read(xml).find("memory")
     if element is None or not (element.text or "").strip().isdigit():
         return 0
     kib = int((element.text or "").strip()) * KIB_PER_UNIT.get(element.get("unit", "KiB"), 1)

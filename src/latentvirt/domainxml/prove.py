@@ -7,7 +7,7 @@ from collections.abc import Iterator, Sequence
 from latentvirt.domainxml.disks import is_written, source_of, target_of
 from latentvirt.domainxml.freshness import NVRAM, has_vars, problems_in
 from latentvirt.domainxml.ownership import ownership_in
-from latentvirt.domainxml.parse import Element, parse
+from latentvirt.domainxml.parse import Element, parse_to_read
 from latentvirt.domainxml.rewrite import Overlay, chain_of
 from latentvirt.errors import NotProven
 from latentvirt.names import Ownership
@@ -35,7 +35,7 @@ def prove(
     Raises:
         NotProven: with everything that differs.
     """
-    root = parse(live_xml)
+    root = parse_to_read(live_xml)
     differences = [
         *_ownership(root, ownership),
         *_disks(root, overlays, allow_shared),

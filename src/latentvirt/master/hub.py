@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Callable, Coroutine
+from collections.abc import Callable, Coroutine, Sequence
 from functools import partial
 from typing import Any
 
@@ -64,6 +64,7 @@ class Hub(SharedService):
         super().__init__()
         self.owner = ""
         self._records: dict[str, HostRecord] = {}
+        self._last_known: tuple[Hosts, list[HostRecord]] | None = None
         self.tries = Tries()
         self._state: HubState | None = None
         self._tends = task.LoopingCall(self._tend_all)
@@ -110,13 +111,16 @@ class Hub(SharedService):
         """All hosts that workers have named since the master started, by URI."""
         return self._records
 
-    def know(self, hosts: Hosts) -> list[HostRecord]:
+    def know(self, hosts: Hosts) -> Sequence[HostRecord]:
         """Return what is known of hosts, in the person's order; a connection survives reconfigs.
 
         Args:
             hosts: as the person describes them now.
         """
-        return [self._know(connection, hosts) for connection in hosts.connections]
+        # Workers share one list of hosts, and each start asks several times.
+        if self._last_known is None or self._last_known[0] is not hosts:
+            self._last_known = hosts, [self._know(connection, hosts) for connection in hosts.connections]
+        return self._last_known[1]
 
     def _know(self, connection: Connection, hosts: Hosts) -> HostRecord:
         record = self._records.get(connection.uri)

@@ -104,7 +104,7 @@ class Standbys:
     def __init__(self, hub: Hub) -> None:
         self._hub = hub
         self._workers: dict[str, Idler] = {}
-        self._waiting: list[_Waiting] = []
+        self._waiting: dict[str, list[_Waiting]] = {}
         self._kinds = Kinds()
         self._tending: set[str] = set()
         self._again: set[str] = set()
@@ -145,11 +145,13 @@ class Standbys:
 
     # Builds
 
+    def _on(self, record: HostRecord) -> list[_Waiting]:
+        return self._waiting.setdefault(record.host.uri, [])
+
     def _find(self, record: HostRecord, planned: Plan, *, ready: bool) -> _Waiting | None:
-        for waiting in self._waiting:
+        for waiting in self._on(record):
             if (
-                waiting.record is record
-                and waiting.ready_now is ready
+                waiting.ready_now is ready
                 and waiting.plan.fingerprint == planned.fingerprint
                 and not (waiting.machine is not None and waiting.machine.failed_already)
             ):
@@ -181,7 +183,7 @@ class Standbys:
                 found = self._find(record, planned, ready=True)
         if found is None or found.machine is None:
             return None
-        self._waiting.remove(found)
+        self._on(record).remove(found)
         record.stand_by_no_more(found.claim)
         return found.claim, found.machine
 
@@ -201,7 +203,7 @@ class Standbys:
             record: the host.
             slot: which place; None ends the one that waits longest.
         """
-        for waiting in [w for w in self._waiting if w.record is record]:
+        for waiting in list(self._on(record)):
             if slot in (None, waiting.claim.slot):
                 await self._end(waiting)
                 return
@@ -227,9 +229,10 @@ class Standbys:
         self._hub.in_background(self._end(waiting), "end a standby")
 
     async def _end(self, waiting: _Waiting) -> None:
-        if waiting not in self._waiting:
+        others = self._on(waiting.record)
+        if waiting not in others:
             return
-        self._waiting.remove(waiting)
+        others.remove(waiting)
         waiting.claim.ending = True
         machine, hold = waiting.machine, None
         try:
@@ -243,7 +246,7 @@ class Standbys:
     async def end_all(self, record: HostRecord) -> None:
         """End all standbys of a host: the master stops."""
         await defer.DeferredList(
-            [defer.ensureDeferred(self._end(w)) for w in self._waiting if w.record is record],
+            [defer.ensureDeferred(self._end(w)) for w in self._on(record)],
             consumeErrors=True,
         )
 
@@ -277,7 +280,7 @@ class Standbys:
         ahead = AHEAD_AFTER_S <= quiet <= AHEAD_UNTIL_S
         plans = await self._foreseen(record, all_workers=ahead)
         wanted = Counter(planned.fingerprint for planned, standby in plans if standby)
-        for waiting in [w for w in self._waiting if w.record is record]:
+        for waiting in list(self._on(record)):
             if wanted[waiting.plan.fingerprint] > 0:
                 wanted[waiting.plan.fingerprint] -= 1
             else:
@@ -336,7 +339,7 @@ class Standbys:
         self, record: HostRecord, planned: Plan, claim: Claim, store: FrozenStore
     ) -> _Waiting | None:
         waiting = _Waiting(self, record, planned, claim)
-        self._waiting.append(waiting)
+        self._on(record).append(waiting)
         record.stand_by(claim)
         try:
             waiting.machine = self._hub.machine(record, planned, claim, waiting, store)
