@@ -105,6 +105,7 @@ def test_what_one_thawed_guest_writes_to_an_extra_disk_the_next_does_not_see(sce
 
 
 @pytest.mark.guest
+@pytest.mark.soak
 def test_other_extra_disks_are_another_vm_to_freeze(scene: Scene) -> None:
     """A guest that was frozen with other disks or cards is not thawed for a build that wants these."""
     assert scene.build(machine(scene)) == ["freeze", "thaw"]
@@ -117,6 +118,7 @@ def test_other_extra_disks_are_another_vm_to_freeze(scene: Scene) -> None:
 
 
 @pytest.mark.guest
+@pytest.mark.soak
 def test_a_frozen_guest_without_its_extra_disk_is_not_thawed(scene: Scene) -> None:
     """When somebody deletes the extra disk of a frozen guest, the next build boots, and freezes a new one."""
     scene.build(machine(scene))

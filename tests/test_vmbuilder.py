@@ -256,6 +256,7 @@ def test_an_interrupted_build_leaves_nothing(tmp_path: Path) -> None:
 
 
 @pytest.mark.guest
+@pytest.mark.soak
 def test_the_image_boots_from_its_disk_alone(tmp_path: Path) -> None:
     """A VM that has the image as its disk, and no kernel from outside, comes up and asks who it is.
 

@@ -76,7 +76,7 @@ def test_trouble_before_it_attaches_is_told_with_the_console(
     ("command", "place", "said"),
     [
         ("echo c > /proc/sysrq-trigger", "images", "crashed"),
-        ("echo o > /proc/sysrq-trigger", "images", "powered itself off"),
+        pytest.param("echo o > /proc/sysrq-trigger", "images", "powered itself off", marks=pytest.mark.soak),
         ("cat /dev/zero > $HOME/fill; sync; sleep 600", "small", "disk is full"),
     ],
 )

@@ -175,6 +175,7 @@ def test_stopped_daemon_costs_only_its_own_builds(stage: Stage, tmp_path: Path) 
         stage.assert_nothing_left()
 
 
+@pytest.mark.soak
 def test_daemon_stopped_in_a_build_does_not_hurt_it_while_its_guest_answers(
     stage: Stage, tmp_path: Path
 ) -> None:
@@ -250,6 +251,7 @@ builder('b', ['minion1'], 'true')
     stage.assert_all_gone()
 
 
+@pytest.mark.soak
 def test_changed_argument_holds_from_the_next_start_on(stage: Stage, tmp_path: Path) -> None:
     """A reconfig does not disturb a running build, and its new arguments hold for the next one."""
     before = worker(stage.given("minion1", stage.images, stage.debian), "b", "sleep 3; cat /proc/cmdline")

@@ -57,6 +57,7 @@ builder('b', ['minion1'], {LOOK_AND_MARK!r})
         assert Fingerprint.of(stage.base) == base
 
 
+@pytest.mark.soak
 def test_the_old_documentations_recipe_with_the_hook_script(stage: Stage, tmp_path: Path) -> None:
     """A predefined domain whose disk the hook script clones builds freshly, and is reported as unproven."""
     clone = stage.images / "vm_temp_image.qcow2"
