@@ -19,6 +19,7 @@ import pytest
 from click.testing import CliRunner, Result
 
 import reactorthread
+from brokenoff import watched
 from latentvirt.cli import main
 from latentvirt.cli import progress as progress_module
 from latentvirt.config import Connection
@@ -549,7 +550,7 @@ def program(*, like_ssh: bool = False) -> list[str]:
 def test_broken_off_it_leaves_no_half_image(store: ImageStore, number: signal.Signals) -> None:
     """Ctrl-C and SIGTERM end the copies to all hosts, and neither half a file nor a lock stays."""
     put(store, "debian-12")
-    with subprocess.Popen(program(), stdout=subprocess.PIPE, text=True) as process:
+    with watched(subprocess.Popen(program(), stdout=subprocess.PIPE, text=True)) as process:
         assert process.stdout is not None
         assert process.stdout.readline() == "sending\n"
         process.send_signal(number)
@@ -560,8 +561,8 @@ def test_broken_off_it_leaves_no_half_image(store: ImageStore, number: signal.Si
 def test_ctrl_c_that_ends_ssh_as_well_leaves_no_half_image(store: ImageStore) -> None:
     """On a terminal Ctrl-C gets to the ssh of each connection, too; that is cleared up after all the same."""
     put(store, "debian-12")
-    with subprocess.Popen(
-        program(like_ssh=True), stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+    with watched(
+        subprocess.Popen(program(like_ssh=True), stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
     ) as process:
         assert process.stdin is not None
         assert process.stdout is not None
@@ -588,7 +589,7 @@ def test_on_a_terminal_each_host_has_a_bar(store: ImageStore) -> None:
     os.close(follower)
     bars = [rf"copying debian-12 to {re.escape(uri)}[^\n]*/1.0 MiB" for uri in (ONE, TWO)]
     seen, ended, told = "", False, False
-    with os.fdopen(leader, "rb", buffering=0) as terminal, process:
+    with os.fdopen(leader, "rb", buffering=0) as terminal, watched(process):
         while not ended:
             try:
                 seen += re.sub(r"\x1b\[[0-9;?]*[A-Za-z]", "", terminal.read(4096).decode(errors="replace"))

@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pytest
 
+from brokenoff import watched
 from vendors import PATIENCE_S, disk, vendor_running, write_catalogue
 
 INTERRUPTED = 130
@@ -70,7 +71,7 @@ def test_a_pull_that_is_broken_off_keeps_what_it_has(number: signal.Signals, tmp
             "XDG_CONFIG_HOME": str(tmp_path),
         }
         words = [*PROGRAM, "image", "pull", "--arch", "x86_64", "lab-1"]
-        with subprocess.Popen(words, stderr=subprocess.PIPE, text=True, env=environment) as process:
+        with watched(subprocess.Popen(words, stderr=subprocess.PIPE, text=True, env=environment)) as process:
             assert process.stderr is not None
             ends = time.monotonic() + PATIENCE_S
             while not any(part.stat().st_size for part in store.rglob("*.part")):

@@ -27,6 +27,7 @@ from click.testing import CliRunner, Result
 from lxml import etree
 
 import reactorthread
+from brokenoff import watched
 from latentvirt.building.recipe import BUILD_PORT, GUEST_FILES, recipe
 from latentvirt.building.report import Report
 from latentvirt.building.workplace import RunningVM, Workplace
@@ -438,7 +439,7 @@ def test_a_build_that_is_broken_off_leaves_nothing_that_stays(
         [sys.executable, "-c", BROKEN_OFF.format(paths=paths)], stdout=subprocess.PIPE, text=True
     )
     assert process.stdout is not None
-    with process:
+    with watched(process):
         assert process.stdout.readline() == "booted\n"
         process.send_signal(number)
         rest = process.stdout.read()
@@ -468,7 +469,7 @@ def test_a_terminal_shows_the_step_and_the_last_line_of_the_console(scene: Scene
     while b"going on  unpacking git" not in seen and time.monotonic() < until:
         seen += os.read(leader, 4096)
     process.send_signal(signal.SIGINT)
-    with process:
+    with watched(process):
         process.communicate()
     os.close(leader)
     assert b"going on  unpacking git" in seen

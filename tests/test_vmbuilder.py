@@ -17,6 +17,7 @@ from types import ModuleType
 import pytest
 
 import guests
+from brokenoff import watched
 
 TERMINATED = 128 + signal.SIGTERM
 BOOT_DEADLINE_S = 240
@@ -243,7 +244,7 @@ def test_an_interrupted_build_leaves_nothing(tmp_path: Path) -> None:
     programs = fake_programs(tmp_path, f"echo $$ >{began}.new; mv {began}.new {began}; exec sleep 1000")
     command = [str(guests.VMBUILDER), "--output", str(tmp_path / "image"), "--mirror", "http://m.example/d"]
     environment = {**os.environ, "PATH": f"{programs}:{os.environ['PATH']}"}
-    with subprocess.Popen(command, env=environment, stdout=subprocess.DEVNULL) as builder:
+    with watched(subprocess.Popen(command, env=environment, stdout=subprocess.DEVNULL)) as builder:
         while not began.exists():
             assert builder.poll() is None
             time.sleep(0.01)
