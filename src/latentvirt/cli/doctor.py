@@ -248,13 +248,15 @@ def print_on_terminal(shown: Sequence[Told], all_of_them: Sequence[Told]) -> Non
 
 def _summary(told: Sequence[Told]) -> str:
     count = {severity: sum(1 for one in told if one.finding.severity is severity) for severity in Severity}
+    right = count[Severity.OK]
+    fine = "1 thing is as it should be" if right == 1 else f"{right} things are as they should be"
     if not count[Severity.PROBLEM] and not count[Severity.WARNING]:
-        return f"Nothing is wrong; {count[Severity.OK]} things are as they should be."
+        return f"Nothing is wrong; {fine}."
     parts = [
         f"{number} {word}{'' if number == 1 else 's'}"
         for number, word in ((count[Severity.PROBLEM], "problem"), (count[Severity.WARNING], "warning"))
     ]
-    text = f"{' and '.join(parts)}; {count[Severity.OK]} things are as they should be."
+    text = f"{' and '.join(parts)}; {fine}."
     if any(one.finding.fixable and one.finding.severity is not Severity.OK for one in told):
         text += " What --fix would mend is marked."
     return text
