@@ -18,7 +18,7 @@ from latentvirt.domainxml import Layer
 from latentvirt.host import Host
 from latentvirt.images import collecting
 from latentvirt.images.leftovers import SCRATCH_KEPT_S
-from latentvirt.images.naming import CopyName
+from latentvirt.images.naming import CopyName, directory_in
 from latentvirt.images.root import ROOT_VARIABLE
 from latentvirt.images.shelf import open_shelf
 from latentvirt.images.store import ImageStore
@@ -126,6 +126,21 @@ def test_a_folder_that_libvirt_has_forgotten_can_be_named(shelves: Shelves) -> N
     wrong = gc(shelves, "--folder", "/nowhere")
     assert wrong.exit_code == 1
     assert "/nowhere" in wrong.stderr
+
+
+def test_a_copy_that_another_collection_dooms_meanwhile_stays_doomed(shelves: Shelves) -> None:
+    """Two who collect at once do not make a copy look like a broken one, which any master may delete."""
+    host = Host(Connection(URI), reactorthread.start(), driver=shelves.fake)
+    later = CopyName(digest(b"later"), "1" * 12, "qcow2")
+    doom = f"{directory_in(IMAGES)}/{later.doom}"
+
+    def another(_: str) -> None:
+        for name in (str(later), later.doom):
+            shelves.state.add_file(f"{directory_in(IMAGES)}/{name}")
+
+    run(collecting.Collection(host, IMAGES, {}, OWNER, another).collect())
+    assert doom in shelves.state.files
+    run(host.close())
 
 
 def test_a_persons_pool_that_does_not_run_is_no_obstacle(shelves: Shelves) -> None:

@@ -22,10 +22,12 @@ import reactorthread
 from brokenoff import watched
 from latentvirt.cli import main
 from latentvirt.cli import progress as progress_module
-from latentvirt.config import Connection
+from latentvirt.config import Connection, Image
 from latentvirt.host import Host
 from latentvirt.images import catalogue as catalogue_module
+from latentvirt.images import pushing
 from latentvirt.images.naming import directory_in
+from latentvirt.images.pushing import Errand, Outcome
 from latentvirt.images.root import ROOT_VARIABLE
 from latentvirt.images.store import BUILT, STOCK, Entry, ImageStore
 from latentvirt.testing import FakeHostState, FakeLibvirt
@@ -501,6 +503,38 @@ def test_an_image_on_another_host_gets_to_where_it_is_needed(fake: FakeLibvirt, 
     assert (here["path"], here["digest"], here["done"]) == ("/srv/base.qcow2", None, "was there")
     assert there["digest"] == hashlib.sha256(disk(MIB)).hexdigest()
     assert fake.inspect(TWO).files[there["path"]].read() == disk(MIB)
+
+
+class Unheard:
+    """A listener to whom nobody listens."""
+
+    def begin(self, errand: Errand) -> None:
+        """Pass over it."""
+
+    def say(self, errand: Errand, line: str) -> None:
+        """Pass over it."""
+
+    def end(self, errand: Errand) -> None:
+        """Pass over it."""
+
+
+def test_what_is_said_of_a_host_holds_though_an_image_comes_from_it(
+    fake: FakeLibvirt, store: ImageStore
+) -> None:
+    """The rate of a host is kept, also where an image is named as lying there without a word of it."""
+    source = fake.inspect(TWO).add_file("/srv/base.qcow2")
+    source.content, source.length = bytearray(disk(MIB)), MIB
+    path = store.path_of(put(store, "debian-12"))
+    errands = [
+        Errand(Connection(ONE), IMAGES, Image("/srv/base.qcow2", at=Connection(TWO))),
+        Errand(Connection(TWO, copy_rate="2 MiB"), IMAGES, Image(str(path))),
+    ]
+    reactor = reactorthread.start()
+    began = reactor.seconds()
+
+    outcomes: list[Outcome] = run(pushing.push(errands, reactor, fake, Unheard()))
+    assert [outcome.error for outcome in outcomes] == [None, None]
+    assert reactor.seconds() - began >= 0.5
 
 
 # While it goes on

@@ -371,6 +371,20 @@ def test_a_copy_that_somebody_removed_is_made_again(scene: Scene, forgetful: Non
     assert path in scene.state.files
 
 
+def test_two_starts_that_miss_a_copy_at_once_make_it_again(scene: Scene, forgetful: None) -> None:
+    """Builds that begin together after a person deleted an image on the host all get it."""
+    image = scene.image()
+    del scene.state.files[scene.bring(image)]
+    hang = scene.state.trouble.hang("pool.storageVolLookupByName")
+    waiting = [scene.begin(image)[1] for _ in range(2)]
+    for _ in waiting:
+        assert hang.entered.acquire(timeout=30)
+    hang.release()
+    (path,) = {wait() for wait in waiting}
+    assert path in scene.state.files
+    assert scene.copies() == 2
+
+
 def test_who_was_presumed_dead_makes_no_image(scene: Scene, hurried: None) -> None:
     """A master that stood still and comes back uses the copy of the one that has taken over."""
     image = scene.image()

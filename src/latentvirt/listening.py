@@ -102,6 +102,8 @@ class Listening:
         clock: for durations (IReactorTime).
         now: seconds since the epoch, for the guest's clock.
         secrets: what must not be seen in the console's log.
+        thawed: whether the guest is thawed, and has to become another VM than the one that was frozen; it may
+            ask too early who it is, and is first told by `tell_identity`.
     """
 
     def __init__(
@@ -114,6 +116,7 @@ class Listening:
         clock: Any,
         now: Callable[[], float],
         secrets: Iterable[str],
+        thawed: bool,
     ) -> None:
         self._host = host
         self._listener = listener
@@ -129,7 +132,7 @@ class Listening:
         self._worker = ""
         self._answered = False
         self._hearing_out: Any = None
-        self._thawed = False
+        self._thawed = thawed
         self._open = False
 
     def hide(self, secret: str) -> None:
@@ -205,24 +208,22 @@ class Listening:
             self._listener.prepared()
         elif isinstance(message, Rehearsed):
             self._listener.rehearsed()
-        elif self._not_told_lately and self._listener.ready(message):
-            telling = defer.ensureDeferred(self.tell_identity(thawed=self._thawed))
-            telling.addErrback(self._told_badly)
+        elif self._is_to_be_told and self._listener.ready(message):
+            defer.ensureDeferred(self.tell_identity()).addErrback(self._told_badly)
 
     @property
-    def _not_told_lately(self) -> bool:
-        return self._told_at is None or self._clock.seconds() - self._told_at > SAY_AGAIN_S
+    def _is_to_be_told(self) -> bool:
+        """Whether a guest that asks who it is has not been told lately, and will not be unasked."""
+        if self._told_at is None:
+            return not self._thawed
+        return bool(self._clock.seconds() - self._told_at > SAY_AGAIN_S)
 
-    async def tell_identity(self, *, thawed: bool) -> None:
-        """Tell the guest who it is.
-
-        Args:
-            thawed: whether it was thawed, and has to become another VM than the one that was frozen.
-        """
+    async def tell_identity(self) -> None:
+        """Tell the guest who it is."""
         channel = self._channel
         if channel is None:
             return
-        self._told_at, self._thawed = self._clock.seconds(), thawed
+        self._told_at = self._clock.seconds()
         identity = self._identify()
         self._worker, self._answered = identity.name, False
         self.hide(identity.password)
@@ -230,7 +231,7 @@ class Listening:
             for part in identity.ssh_host_key.private.split("\n"):
                 if len(part) >= SHORTEST_SECRET:
                     self.hide(part)
-        line = identity_line(identity, start=self._start, now=self._now(), thawed=thawed)
+        line = identity_line(identity, start=self._start, now=self._now(), thawed=self._thawed)
         await self._host.write(channel, line)
 
     @property

@@ -69,7 +69,7 @@ class Machine:
     _powered_off: list[defer.Deferred[None]] = attrs.field(init=False, factory=list)
 
     def __attrs_post_init__(self) -> None:
-        self._work = Undertaking(self._progress, self._end, self.clock)
+        self._work = Undertaking(self._progress, self._undo, self.clock)
         self._tiers = Tiers(
             owner=self,
             host=self.host,
@@ -173,11 +173,12 @@ class Machine:
     async def _do(self, doing: Coroutine[Any, Any, None]) -> None:
         try:
             await self._work.do(doing)
-        except BaseException as error:
-            self._over = True
-            if isinstance(error, LatentvirtError):
-                raise error.placed(host=self.host.uri, domain=self.name) from error.__cause__
-            raise
+        except LatentvirtError as error:
+            raise error.placed(host=self.host.uri, domain=self.name) from error.__cause__
+
+    async def _undo(self) -> None:
+        self._over = True  # first: whoever looks for a VM that stands by must not take this one meanwhile
+        await self._end()
 
     def in_background(self, doing: Coroutine[Any, Any, None]) -> None:
         """Do something that takes longer than the start; its failure is the machine's.

@@ -14,7 +14,6 @@ from latentvirt.errors import (
     BadFrozenImage,
     CannotThaw,
     ConfigError,
-    GuestFailed,
     HostFull,
     HostUnreachable,
     LatentvirtError,
@@ -161,7 +160,7 @@ class Tiers:
             )
         else:
             self.owner.listener.tier("boot", why)
-        live = self._new_live()
+        live = self._new_live(thawed=False)
         await live.boot()
         await live.resume()
 
@@ -178,7 +177,7 @@ class Tiers:
         """Thaw; False if the image is of no use, and was discarded."""
         assert self.frozen is not None
         self.owner.listener.tier("thaw", f"from the frozen image {image.start} of {image.slot}")
-        live = self._new_live()
+        live = self._new_live(thawed=True)
         try:
             await live.thaw(image, self.frozen)
         except BadFrozenImage as error:
@@ -207,22 +206,24 @@ class Tiers:
         self._answer = self.clock.callLater(ANSWER_S, self._no_answer, f"it was silent for {ANSWER_S:g} s")
         if not live.resumed:
             await live.resume()
-        await live.listening.tell_identity(thawed=True)
+        await live.listening.tell_identity()
 
     async def _rehearse(self, rehearsal: Rehearsal, image: FrozenImage) -> None:
         """Let a guest that stands by rehearse; one that does not answer would be of no use to a build."""
         assert self.frozen is not None
         try:
             if await rehearsal.go_through():
+                if self._rehearsal is rehearsal:  # else a build has it already, and will see
+                    self.frozen.proved_good(self.plan.fingerprint)
                 return
         except HostFull:
             return  # then it waits as it is
         why = f"the thawed guest did not answer within {REHEARSE_S:g} s"
+        self.owner.fail(why)
         self.frozen.proved_bad(self.plan.fingerprint)
         await self._discard(image, why)
-        raise GuestFailed(why)
 
-    def _new_live(self) -> LiveDomain:
+    def _new_live(self, *, thawed: bool) -> LiveDomain:
         ownership = self.claim.begin()
         ears = self.ears = Listening(
             self.host,
@@ -232,6 +233,7 @@ class Tiers:
             clock=self.clock,
             now=self.now,
             secrets=self.owner.secrets,
+            thawed=thawed,
         )
         auth = self._identity() if self.plan.spec.identity == "metadata" else None
         if auth is not None:
@@ -333,7 +335,7 @@ class Tiers:
             self.owner.listener.tier("boot", f"it could not be frozen and goes on as it is: {why}")
             try:
                 await live.go_on()
-                await live.listening.tell_identity(thawed=False)
+                await live.listening.tell_identity()
                 return
             except HostUnreachable:
                 raise

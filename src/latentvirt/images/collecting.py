@@ -123,9 +123,10 @@ class Collection:
             else:
                 await self._remove(shelf, self._name(copy))
                 removed.append(copy)
-        for name in await shelf.names():
+        left = await shelf.names()
+        for name in left:
             doomed = CopyName.parse_doom(name)
-            if doomed is not None and str(doomed) not in names:
+            if doomed is not None and str(doomed) not in left:
                 await shelf.delete(name)  # what an earlier collection that was broken off left
         return removed
 

@@ -9,7 +9,7 @@ import attrs
 from twisted.internet import defer
 
 from latentvirt.config import Connection, Image
-from latentvirt.errors import HostUnreachable, NotFound
+from latentvirt.errors import NotFound
 from latentvirt.flights import Flights, Say, say_nothing
 from latentvirt.host import Host
 from latentvirt.images.named import Stored, resolved
@@ -145,8 +145,9 @@ class Library:
         self, place: Place, folder: str, image: Image, identity: Identity, source: Source, say: Say
     ) -> Found:
         key = (place.uri, folder, identity)
-        if await self._is_still_there(place, key):
-            return self._known[key].found
+        there = await self._still_there(place, key)
+        if there is not None:
+            return there
 
         async def bring(say: Say) -> Found:
             return await Transfer(place, image, identity, source, self._permits, say, self._reactor).bring()
@@ -155,23 +156,21 @@ class Library:
         self._known[key] = _Known(attrs.evolve(found, made=False), self._reactor.seconds())
         return found
 
-    async def _is_still_there(self, place: Place, key: tuple[str, str, Identity]) -> bool:
+    async def _still_there(self, place: Place, key: tuple[str, str, Identity]) -> Found | None:
         """Look at a copy that was there; most starts ask the host no more than this."""
         known = self._known.get(key)
         if known is None:
-            return False
+            return None
         if self._reactor.seconds() - known.seen_at < FRESH_S:
-            return True
+            return known.found
         try:
             seen = await place.shelf.look(str(known.found.name))
             await place.shelf.look(known.found.name.marker)  # a copy without it may go at any time
-        except HostUnreachable:
-            raise
         except NotFound:
-            del self._known[key]
-            return False
-        if seen.modified != known.found.modified:
-            del self._known[key]
-            return False
+            seen = None
+        if seen is None or seen.modified != known.found.modified:
+            if self._known.get(key) is known:  # else another start has found out as well, or copied it anew
+                del self._known[key]
+            return None
         known.seen_at = self._reactor.seconds()
-        return True
+        return known.found

@@ -86,12 +86,10 @@ async def push(
         return hosts[connection.uri]
 
     library = Library(reactor, new_owner(), host_of)
+    # Before any of them is an image's source: what a person says of a connection is said of these.
+    to = [(host_of(theirs[0].connection), theirs) for theirs in of_host.values()]
     try:
-        # Destinations first: what a person says of a connection is said of these.
-        going = [
-            defer.ensureDeferred(_push_to(host_of(theirs[0].connection), theirs, library, listener))
-            for theirs in of_host.values()
-        ]
+        going = [defer.ensureDeferred(_push_to(host, theirs, library, listener)) for host, theirs in to]
         outcomes = []
         for good, outcome in await defer.DeferredList(going, consumeErrors=True):
             if not good:
