@@ -241,6 +241,18 @@ def test_a_dead_host_does_not_keep_the_others_from_their_images(fake: FakeLibvir
     assert f"What to do: try: virsh -c '{ONE}' list" in line
 
 
+def test_a_name_that_is_no_alias_does_not_keep_the_others_from_their_images(
+    fake: FakeLibvirt, store: ImageStore
+) -> None:
+    """An unknown name of a host is said to be no alias, with what to do, as by all commands."""
+    entry = put(store, "debian-12")
+    told = push(fake, "debian-12", "-c", "nolab", "-c", ONE)
+    assert told.exit_code == 1
+    assert "debian-12: 'nolab' is no URI, and uri_aliases in" in told.stderr
+    assert "add 'nolab=qemu+ssh://user@host/system'" in told.stderr
+    assert digests(fake.inspect(ONE)) == {entry.digest}
+
+
 def test_one_image_that_cannot_be_had_does_not_keep_the_others(fake: FakeLibvirt, store: ImageStore) -> None:
     """What is unknown, not built, not got or not there is named once with what to do; the rest is brought."""
     built = put(store, "debian-12")

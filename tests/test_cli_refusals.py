@@ -27,6 +27,16 @@ here.main(["vm", "list", "--all", "-c", here.HERE], obj=fake)
 """
 
 
+SSH = """
+import sys
+sys.path[:0] = {paths!r}
+import test_cli_ssh as here
+fake = here.FakeLibvirt()
+here.add(fake, here.HERE, "farm-1", here.GuestMark("minion1", (here.KEY,)), here.NETWORK, "192.0.2.11")
+here.main(["vm", "ssh", "farm-1", "-c", here.HERE], obj=fake)
+"""
+
+
 @pytest.mark.skipif(not os.path.exists("/dev/full"), reason="there is no /dev/full")
 @pytest.mark.parametrize("words", [["image", "list"], ["--help"], ["image", "list", "--json"]])
 @pytest.mark.parametrize("unbuffered", ["", "1"])
@@ -57,6 +67,29 @@ def test_a_name_that_a_terminal_cannot_show_is_shown_somehow() -> None:
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+@pytest.mark.parametrize("words", [["image", "list", "--available"], ["image", "remove", "lab-1"]])
+def test_any_command_is_broken_off_with_the_same_status(
+    words: list[str], number: signal.Signals, tmp_path: Path
+) -> None:
+    """Ctrl-C and SIGTERM end a command with a word and the status of what was broken off."""
+    catalogue = tmp_path / "images.toml"
+    os.mkfifo(catalogue)
+    environment = {
+        **os.environ,
+        "LATENTVIRT_CATALOGUE": str(catalogue),
+        "LATENTVIRT_IMAGES": str(tmp_path),
+        "XDG_CONFIG_HOME": str(tmp_path),
+    }
+    process = subprocess.Popen([*PROGRAM, *words], stderr=subprocess.PIPE, text=True, env=environment)
+    with process, catalogue.open("w"):  # whoever reads it waits for more
+        process.send_signal(number)
+        assert process.stderr is not None
+        said = process.stderr.read()
+    assert process.returncode == INTERRUPTED, said
+    assert said.strip() == "latentvirt: broken off"
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_a_pull_that_is_broken_off_keeps_what_it_has(number: signal.Signals, tmp_path: Path) -> None:
     """Ctrl-C and SIGTERM end a download with the status of what was broken off, and it can go on later."""
     content, store = disk(), tmp_path / "store"
@@ -83,3 +116,25 @@ def test_a_pull_that_is_broken_off_keeps_what_it_has(number: signal.Signals, tmp
         assert "what was downloaded is kept" in said
         (part,) = store.rglob("*.part")
         assert content.startswith(part.read_bytes())
+
+
+def test_an_ssh_session_that_is_ended_leaves_nothing(tmp_path: Path) -> None:
+    """SIGTERM to vm ssh ends ssh with it, and the file of host keys is gone."""
+    (tmp_path / "bin").mkdir()
+    (tmp_path / "temp").mkdir()
+    ssh = tmp_path / "bin" / "ssh"
+    ssh.write_text("#!/bin/sh\necho here\nexec sleep 600\n")
+    ssh.chmod(0o755)
+    environment = {
+        **os.environ,
+        "PATH": f"{ssh.parent}:{os.environ['PATH']}",
+        "TMPDIR": str(tmp_path / "temp"),
+    }
+    words = [sys.executable, "-c", SSH.format(paths=[str(Path(__file__).parent)])]
+    with subprocess.Popen(words, stdout=subprocess.PIPE, text=True, env=environment) as process:
+        assert process.stdout is not None
+        assert process.stdout.readline() == "here\n"
+        process.send_signal(signal.SIGTERM)
+        assert process.stdout.read() == ""  # ends when ssh does, too
+    assert process.returncode == INTERRUPTED
+    assert os.listdir(tmp_path / "temp") == []

@@ -368,6 +368,14 @@ def test_another_machine_is_refused(scene: Scene) -> None:
     assert "not surely this machine" in told.stderr
 
 
+def test_a_name_that_is_no_alias_is_said_to_be_none(scene: Scene) -> None:
+    """An unknown name of a libvirt is told with what to do, as by all commands."""
+    told = CliRunner().invoke(main, ["image", "build", "debian-12", "-c", "nolab"], obj=scene.fake)
+    assert told.exit_code == 1
+    assert "'nolab' is no URI, and uri_aliases in" in told.stderr
+    assert "add 'nolab=qemu+ssh://user@host/system'" in told.stderr
+
+
 # Broken off
 
 

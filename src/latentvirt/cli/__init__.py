@@ -8,7 +8,7 @@ from typing import Any
 import click
 
 from latentvirt._version import __version__
-from latentvirt.cli.refusing import EXIT_REFUSED, refusals_told, write_whatever_can_be
+from latentvirt.cli.refusing import EXIT_REFUSED, broken_off_alike, refusals_told, write_whatever_can_be
 
 __all__ = ["COMMANDS", "EXIT_REFUSED", "Commands", "main"]
 
@@ -33,7 +33,7 @@ class Commands(click.Group):
 
     def invoke(self, ctx: click.Context) -> Any:
         """Run the command that was asked for."""
-        with refusals_told():
+        with refusals_told(), broken_off_alike():
             return super().invoke(ctx)
 
     def main(self, *args: Any, **kwargs: Any) -> Any:

@@ -18,7 +18,7 @@ from twisted.internet import defer, threads
 from twisted.python.failure import Failure
 
 from latentvirt.aliases import check_alias
-from latentvirt.cli.refusing import EXIT_INTERRUPTED
+from latentvirt.cli.refusing import EXIT_INTERRUPTED, signals_given_back
 from latentvirt.cli.saying import say
 from latentvirt.cli.values import read_by
 from latentvirt.config import Connection
@@ -202,7 +202,8 @@ def to_its_end(work: Callable[[], Awaitable[T]]) -> T:
         done.addBoth(outcome.append).addBoth(lambda _: loop.stop())
 
     loop.callWhenRunning(start)
-    loop.run()
+    with signals_given_back():
+        loop.run()
     if not outcome:
         sys.exit(EXIT_INTERRUPTED)
     if isinstance(outcome[0], Failure):

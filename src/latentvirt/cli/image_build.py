@@ -9,6 +9,7 @@ import click
 from rich.console import Console
 from rich.progress import Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
 
+from latentvirt.aliases import check_alias
 from latentvirt.amounts import mebibytes
 from latentvirt.building import Order, name_of_file
 from latentvirt.building import build as build_image
@@ -158,7 +159,7 @@ def build(
     published in the image store, as a built image. The stock image stays as it was.
     """
     connection = usual_host() if uri is None else Connection(uri)
-    connection.check()
+    check_alias(connection.uri)
     given_user_data, given_meta_data = _read(user_data), _read(meta_data)
     store = ImageStore()
     image = _named(image, store)

@@ -79,7 +79,8 @@ def _tell_available(store: ImageStore, as_json: bool) -> None:
 @click.command(
     "list",
     short_help="List images.",
-    epilog="Exit status: 0 done, 1 some images are damaged (see standard error), 2 wrong command line.",
+    epilog="Exit status: 0 done, 1 some images are damaged (see standard error), 2 wrong command line, 130 "
+    "broken off.",
 )
 @click.option("--available", is_flag=True, help="What can be had by name, instead of what is here already.")
 @click.option("--json", "as_json", is_flag=True, help="Print a list of objects instead of a table.")

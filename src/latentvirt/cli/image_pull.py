@@ -11,7 +11,6 @@ import click
 
 from latentvirt.cli import EXIT_REFUSED
 from latentvirt.cli.progress import Progress, progress
-from latentvirt.cli.refusing import broken_off_alike
 from latentvirt.cli.values import read_by
 from latentvirt.config import BYTES_PER_MIB
 from latentvirt.durations import DAY_S, read_seconds
@@ -63,24 +62,19 @@ def pull(names: Sequence[str], arch: str | None, refresh: bool, max_age_s: float
     """
     catalogue, store = load_catalogue(), ImageStore()
     failed = []
-    with broken_off_alike():
-        for name in dict.fromkeys(names):
-            try:
-                # No line is written while a terminal's bar is up, which would take it for its own.
-                with progress() as listener:
-                    said = _pull(
-                        catalogue, store, name, arch or platform.machine(), listener, refresh, max_age_s
-                    )
-            except KeyboardInterrupt:
-                click.echo(
-                    f"latentvirt: {name}: what was downloaded is kept; pull it again to go on", err=True
-                )
-                raise
-            except LatentvirtError as error:
-                failed.append(name)
-                click.echo(f"latentvirt: {name}: {error}", err=True)
-            else:
-                click.echo(said)
+    for name in dict.fromkeys(names):
+        try:
+            # No line is written while a terminal's bar is up, which would take it for its own.
+            with progress() as listener:
+                said = _pull(catalogue, store, name, arch or platform.machine(), listener, refresh, max_age_s)
+        except KeyboardInterrupt:
+            click.echo(f"latentvirt: {name}: what was downloaded is kept; pull it again to go on", err=True)
+            raise
+        except LatentvirtError as error:
+            failed.append(name)
+            click.echo(f"latentvirt: {name}: {error}", err=True)
+        else:
+            click.echo(said)
     if failed:
         if len(names) > 1:
             click.echo(f"latentvirt: not got: {', '.join(failed)}", err=True)

@@ -18,7 +18,8 @@ from latentvirt.images.store import KINDS, ImageStore
 @click.command(
     "remove",
     short_help="Remove images from this machine.",
-    epilog="Exit status: 0 done, 1 there is no such image or it cannot be removed, 2 wrong command line.",
+    epilog="Exit status: 0 done, 1 there is no such image or it cannot be removed, 2 wrong command line, 130 "
+    "broken off.",
 )
 @click.argument("names", metavar="NAME...", nargs=-1, required=True)
 @click.option("--arch", metavar="ARCH", help="Only that for this architecture, as x86_64 or arm64.")

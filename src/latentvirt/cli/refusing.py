@@ -52,15 +52,29 @@ def refusals_told() -> Iterator[None]:
 
 @contextmanager
 def broken_off_alike() -> Iterator[None]:
-    """Let SIGTERM break off what is done meanwhile as Ctrl-C does; for what runs no reactor."""
-    if threading.current_thread() is not threading.main_thread():
-        yield  # where a program has signals is its own affair
-        return
-    before = signal.signal(signal.SIGTERM, signal.default_int_handler)
-    try:
+    """Let SIGTERM break off what is done meanwhile as Ctrl-C does."""
+    with signals_given_back() as are_ours:
+        if are_ours:
+            signal.signal(signal.SIGTERM, signal.default_int_handler)
         yield
+
+
+@contextmanager
+def signals_given_back() -> Iterator[bool]:
+    """Let SIGINT and SIGTERM mean afterwards what they did before: Twisted's reactor keeps them for itself.
+
+    Yields:
+        Whether they can be changed: only the main thread has them.
+    """
+    if threading.current_thread() is not threading.main_thread():
+        yield False  # where a program has signals is its own affair
+        return
+    before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        yield True
     finally:
-        signal.signal(signal.SIGTERM, before)
+        for number, handler in before.items():
+            signal.signal(number, handler)
 
 
 def _trouble_of_output() -> str | None:

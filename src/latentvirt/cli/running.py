@@ -9,7 +9,7 @@ from typing import Any, TypeVar
 from twisted.internet import defer, threads
 from twisted.python.failure import Failure
 
-from latentvirt.cli.refusing import EXIT_INTERRUPTED
+from latentvirt.cli.refusing import EXIT_INTERRUPTED, signals_given_back
 
 T = TypeVar("T")
 
@@ -52,7 +52,8 @@ def run_to_end(work: Callable[[], Awaitable[T]]) -> T:
         loop.addSystemEventTrigger("before", "shutdown", stop)
 
     loop.callWhenRunning(start)
-    loop.run()
+    with signals_given_back():
+        loop.run()
     if isinstance(outcome[0], Failure):
         if isinstance(outcome[0].value, defer.CancelledError):
             sys.exit(EXIT_INTERRUPTED)

@@ -93,8 +93,13 @@ def ssh(
         with subprocess.Popen([*command, address, *ssh_args]) as running:
             # Ctrl and C are for what runs there.
             before = signal.signal(signal.SIGINT, signal.SIG_IGN)
-            status = running.wait()
-            signal.signal(signal.SIGINT, before)
+            try:
+                status = running.wait()
+            except KeyboardInterrupt:
+                running.terminate()  # it was SIGTERM, which is for both
+                raise
+            finally:
+                signal.signal(signal.SIGINT, before)
     sys.exit(status)
 
 

@@ -9,6 +9,7 @@ from typing import Any, Protocol
 import attrs
 from twisted.internet import defer
 
+from latentvirt.aliases import check_alias
 from latentvirt.config import Connection, Image
 from latentvirt.errors import HostUnreachable, LatentvirtError
 from latentvirt.host import Driver, Host
@@ -108,6 +109,7 @@ async def _push_to(
     for errand in errands:
         listener.begin(errand)
         try:
+            check_alias(host.uri)
             outcomes.append(await _run(errand, host, library, listener))
         except LatentvirtError as error:
             if isinstance(error, HostUnreachable) and error.host == host.uri:
