@@ -252,6 +252,14 @@ def test_one_image_that_is_not_here_does_not_keep_the_others(store: ImageStore) 
     assert store.entries() == []
 
 
+def test_what_is_named_cannot_play_with_a_terminal(store: ImageStore) -> None:
+    """What turns or hides text on a terminal is shown as an escape, whatever is done with an image."""
+    name = "up\u202edown\x9b31m"
+    for done in (pull(name), run("remove", name), run("build", name), run("list", "--available")):
+        assert not {"\u202e", "\x9b"} & set(done.output)
+    assert "up\\u202edown" in run("remove", name).stderr
+
+
 def test_in_a_pipe_progress_is_a_line_now_and_then(
     store: ImageStore, monkeypatch: pytest.MonkeyPatch
 ) -> None:

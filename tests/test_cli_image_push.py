@@ -662,6 +662,19 @@ def test_in_a_pipe_progress_is_a_line_now_and_then(
     assert "\x1b" not in told.stderr
 
 
+def test_a_files_name_cannot_play_with_a_terminal(
+    fake: FakeLibvirt, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Progress, table and errors show what turns or hides text on a terminal as an escape."""
+    monkeypatch.setattr(progress_module, "SECONDS_PER_LINE", 0.0)
+    file = tmp_path / "up\u202edown\x9b.qcow2"
+    file.write_bytes(disk(MIB))
+    for path in (file, tmp_path / "no\u202ene"):
+        told = push(fake, str(path), "-c", ONE)
+        assert "\\u202e" in told.stderr
+        assert not {"\u202e", "\x9b"} & set(told.output)
+
+
 def test_the_transcript_is_what_the_command_says(
     fake: FakeLibvirt, store: ImageStore, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:

@@ -14,6 +14,7 @@ import attrs
 import click
 from rich.console import Console
 from rich.table import Table
+from rich.text import Text
 from twisted.internet import defer, threads
 from twisted.python.failure import Failure
 
@@ -184,7 +185,7 @@ def finish(connections: Sequence[Connection], work: Callable[[], Awaitable[T]]) 
         work: does it; a process can do this once, unless a reactor runs already, on another thread.
     """
     many = f"{len(connections)} hosts" if len(connections) > 1 else connections[0].uri
-    with Console(stderr=True).status(f"asking {many}..."):
+    with Console(stderr=True).status(Text(visible(f"asking {many}..."))):
         return to_its_end(work)
 
 

@@ -15,12 +15,14 @@ from latentvirt.building import Order, name_of_file
 from latentvirt.building import build as build_image
 from latentvirt.cli.asking import checked_uri, usual_host
 from latentvirt.cli.running import run_to_end
+from latentvirt.cli.saying import say
 from latentvirt.cli.values import read_by
 from latentvirt.config import BYTES_PER_MIB, Connection, Size
 from latentvirt.host import Driver, Host
 from latentvirt.images.catalogue import load_catalogue
 from latentvirt.images.cloudconfig import read_cloud_config, read_meta_data
 from latentvirt.images.store import STOCK, Entry, ImageStore
+from latentvirt.showing import visible
 
 MINUTE_S = 60
 INTERRUPTED = "Broken off, by Ctrl-C or by kill -9, it leaves nothing that its next run does not remove."
@@ -71,13 +73,13 @@ class Telling:
 
     def tell(self, text: str) -> None:
         """Tell what is no step."""
-        (self._live.console if self._live is not None else self._console).print(text)
+        (self._live.console if self._live is not None else self._console).print(visible(text))
 
     def _paint(self) -> None:
         if self._live is not None:
             text = f"{self._step}  {self._line}" if self._line else self._step
             room = max(20, self._console.width - 14)
-            self._live.update(self._task, description=text[:room])
+            self._live.update(self._task, description=visible(text)[:room])
 
 
 def _read(path: str | None) -> bytes | None:
@@ -189,5 +191,5 @@ def build(
 
         with store.lock(f"build {order.name}", waits):
             entry = run_to_end(work)
-    click.echo(_said(entry))
-    click.echo(store.path_of(entry))
+    say(_said(entry))
+    say(str(store.path_of(entry)))

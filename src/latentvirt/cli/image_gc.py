@@ -20,6 +20,7 @@ from latentvirt.cli.asking import (
     tell_json,
     tell_table,
 )
+from latentvirt.cli.saying import say as tell
 from latentvirt.config import BYTES_PER_MIB
 from latentvirt.errors import ImageError, NotFound
 from latentvirt.host import Driver, Host
@@ -102,7 +103,7 @@ async def _see_to(
     """List a folder's copies, and whether each goes; none where there is no folder, and need not be."""
 
     def say(text: str) -> None:
-        click.echo(f"{host.uri}: {folder}: {text}", err=True)
+        tell(f"{host.uri}: {folder}: {text}", err=True)
 
     collection = Collection(host, folder, wanted, new_owner(), say)
     try:

@@ -10,6 +10,7 @@ import attrs
 import click
 
 from latentvirt.cli.asking import tell_json, tell_table
+from latentvirt.cli.saying import say
 from latentvirt.config import BYTES_PER_MIB
 from latentvirt.images.catalogue import load_catalogue
 from latentvirt.images.store import ImageStore
@@ -93,7 +94,7 @@ def list(available: bool, as_json: bool) -> None:
     (_tell_available if available else _tell_stored)(store, as_json)
     damaged = store.damaged()
     for one in damaged:
-        click.echo(
+        say(
             f"latentvirt: {one.path} leads to no image: {one.why}. What to do: remove that file, and get the "
             "image again",
             err=True,

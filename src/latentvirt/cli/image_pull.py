@@ -11,6 +11,7 @@ import click
 
 from latentvirt.cli import EXIT_REFUSED
 from latentvirt.cli.progress import Progress, progress
+from latentvirt.cli.saying import say
 from latentvirt.cli.values import read_by
 from latentvirt.config import BYTES_PER_MIB
 from latentvirt.durations import DAY_S, read_seconds
@@ -68,16 +69,16 @@ def pull(names: Sequence[str], arch: str | None, refresh: bool, max_age_s: float
             with progress() as listener:
                 said = _pull(catalogue, store, name, arch or platform.machine(), listener, refresh, max_age_s)
         except KeyboardInterrupt:
-            click.echo(f"latentvirt: {name}: what was downloaded is kept; pull it again to go on", err=True)
+            say(f"latentvirt: {name}: what was downloaded is kept; pull it again to go on", err=True)
             raise
         except LatentvirtError as error:
             failed.append(name)
-            click.echo(f"latentvirt: {name}: {error}", err=True)
+            say(f"latentvirt: {name}: {error}", err=True)
         else:
-            click.echo(said)
+            say(said)
     if failed:
         if len(names) > 1:
-            click.echo(f"latentvirt: not got: {', '.join(failed)}", err=True)
+            say(f"latentvirt: not got: {', '.join(failed)}", err=True)
         sys.exit(EXIT_REFUSED)
 
 

@@ -14,6 +14,7 @@ import click
 from latentvirt.cli.asking import connections_of, explained, naming_hosts, tell_json, tell_table
 from latentvirt.cli.progress import Progress, Several, several
 from latentvirt.cli.running import run_to_end
+from latentvirt.cli.saying import say
 from latentvirt.config import BYTES_PER_MIB, Image
 from latentvirt.host import Driver
 from latentvirt.images.pushing import Errand, Outcome
@@ -146,13 +147,13 @@ def _errands_of(config: str | None) -> list[Errand]:
 
     errands, unknown = errands_in(config)
     for worker in unknown:
-        click.echo(
+        say(
             f"latentvirt: worker {worker}: which image it brings, or where to, depends on the build. What to "
             "do: name the image, and if need be the --folder",
             err=True,
         )
     if not errands and not unknown:
-        click.echo(f"latentvirt: the workers of {config} bring no images to hosts", err=True)
+        say(f"latentvirt: the workers of {config} bring no images to hosts", err=True)
     return errands
 
 
@@ -203,5 +204,5 @@ def _tell_failed(outcomes: Sequence[Outcome]) -> bool:
             reason = str(explained(error, connection) if error.host == connection.uri else error)
             failed.setdefault(reason, []).append(_named(outcome.errand.image))
     for reason, images in failed.items():
-        click.echo(f"latentvirt: {', '.join(dict.fromkeys(images))}: {reason}", err=True)
+        say(f"latentvirt: {', '.join(dict.fromkeys(images))}: {reason}", err=True)
     return bool(failed)

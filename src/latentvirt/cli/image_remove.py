@@ -8,6 +8,7 @@ from collections.abc import Iterable, Sequence
 import click
 
 from latentvirt.cli import EXIT_REFUSED
+from latentvirt.cli.saying import say
 from latentvirt.errors import ConfigError, ImageError, LatentvirtError
 from latentvirt.images.catalogue import load_catalogue
 from latentvirt.images.items import plain_arch
@@ -47,9 +48,9 @@ def remove(names: Sequence[str], arch: str | None, kind: str | None) -> None:
         except LatentvirtError as error:
             failed.append(error)
         else:
-            click.echo(f"removed {' '.join(which)}")
+            say(f"removed {' '.join(which)}")
     for reason in failed:
-        click.echo(f"latentvirt: {reason}", err=True)
+        say(f"latentvirt: {reason}", err=True)
     if failed:
         sys.exit(EXIT_REFUSED)
 

@@ -7,11 +7,12 @@ import time
 from collections.abc import Iterator
 from typing import Protocol
 
-import click
 import rich.progress
 from rich.console import Console
 
+from latentvirt.cli.saying import say
 from latentvirt.config import BYTES_PER_MIB
+from latentvirt.showing import visible
 
 SECONDS_PER_LINE = 10.0
 """In a pipe there is no more than one line of progress in so many seconds."""
@@ -76,7 +77,7 @@ class _Terminal:
         return _Bar(self._bar)
 
     def say(self, line: str) -> None:
-        self._bar.console.print(line, soft_wrap=True)
+        self._bar.console.print(visible(line), soft_wrap=True)
 
 
 class _Pipe:
@@ -84,7 +85,7 @@ class _Pipe:
         return _Lines()
 
     def say(self, line: str) -> None:
-        click.echo(line, err=True)
+        say(line, err=True)
 
 
 class _Bar:
@@ -95,11 +96,11 @@ class _Bar:
 
     def begin(self, what: str) -> None:
         self.end()
-        self._task = self._bar.add_task(what, total=None)
+        self._task = self._bar.add_task(visible(what), total=None)
         self._shown = False
 
     def say(self, line: str) -> None:
-        self._bar.console.print(line, soft_wrap=True)
+        self._bar.console.print(visible(line), soft_wrap=True)
 
     def progress(self, done: int, length: int | None) -> None:
         if self._task is not None:
@@ -123,14 +124,14 @@ class _Lines:
         self._last = 0.0
 
     def say(self, line: str) -> None:
-        click.echo(line if line.startswith("latentvirt:") else f"{self._what}: {line}", err=True)
+        say(line if line.startswith("latentvirt:") else f"{self._what}: {line}", err=True)
 
     def progress(self, done: int, length: int | None) -> None:
         now = time.monotonic()
         if now - self._last >= SECONDS_PER_LINE:
             self._last = now
             of = "" if length is None else f" of {-(-length // BYTES_PER_MIB)}"
-            click.echo(f"{self._what}: {done // BYTES_PER_MIB}{of} MiB", err=True)
+            say(f"{self._what}: {done // BYTES_PER_MIB}{of} MiB", err=True)
 
     def end(self) -> None:
         pass
