@@ -304,6 +304,40 @@ def test_a_vm_without_a_console_is_not_said_to_be_somebodys(
     assert "somebody else" not in told.stderr
 
 
+TERMINAL = """
+import sys
+sys.path[:0] = {paths!r}
+import test_cli_hosts as here
+fake = here.FakeLibvirt()
+here.add(fake, here.HERE, "{name}")
+here.main(["vm", "list", "--all", "-c", here.HERE], obj=fake)
+"""
+
+
+@pytest.mark.parametrize("columns", [40, 80, 160])
+def test_a_name_on_a_narrow_terminal_can_be_copied(columns: int) -> None:
+    """A table that does not fit is shown as a block of lines for each row, and no name is folded."""
+    name = "a-vm-with-a-name-that-fills-a-good-part-of-a-line"
+    far, near = pty.openpty()
+    paths = [str(Path(__file__).parent)]
+    done = subprocess.run(
+        [sys.executable, "-c", TERMINAL.format(paths=paths, name=name)],
+        stdout=near,
+        stderr=subprocess.PIPE,
+        env={**os.environ, "TERM": "xterm", "COLUMNS": str(columns)},
+    )
+    os.close(near)
+    assert done.returncode == 0, done.stderr
+    seen = re.sub(r"\x1b\[[0-9;?]*[A-Za-z]", "", os.read(far, 65536).decode()).splitlines()
+    os.close(far)
+    if columns > 80:
+        assert seen[0].startswith("┏")
+        assert max(map(len, seen)) <= columns
+        assert any(f"│ {HERE} │ {name} │" in line for line in seen)
+    else:
+        assert seen[:3] == [f"host: {HERE}", f"name: {name}", "state: running"]
+
+
 def test_without_virsh_it_is_said_how_to_get_it(fake: FakeLibvirt, monkeypatch: pytest.MonkeyPatch) -> None:
     """Consoles are virsh's; where it is missing, its package is named."""
     monkeypatch.setenv("PATH", "/nonexistent")

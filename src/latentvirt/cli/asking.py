@@ -7,7 +7,7 @@ import json
 import os
 import shlex
 import sys
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable, Iterator, Sequence
 from typing import Any, Generic, TypeVar
 
 import attrs
@@ -217,22 +217,36 @@ def to_its_end(work: Callable[[], Awaitable[T]]) -> T:
 
 
 def tell_table(columns: Sequence[str], rows: Sequence[Sequence[object]]) -> None:
-    """Print a table: framed and fitted on a terminal, plain and whole in a pipe.
+    """Print a table: framed on a terminal, plain in a pipe; nothing in it is folded or left out.
+
+    On a terminal that is too narrow for it each row is a block of lines, one for each column.
 
     Args:
         columns: their heads.
         rows: their cells.
     """
     framed = sys.stdout.isatty()
+    shown = [["" if cell is None else visible(str(cell)) for cell in row] for row in rows]
     table = Table(box=None, pad_edge=False) if not framed else Table()
     for column in columns:
-        table.add_column(column, no_wrap=not framed, overflow="fold")
-    for row in rows:
-        table.add_row(*("" if cell is None else visible(str(cell)) for cell in row))
-    console = Console(width=None if framed else PLAIN_WIDTH, highlight=False, markup=False, emoji=False)
+        table.add_column(column, no_wrap=True)
+    for row in shown:
+        table.add_row(*row)
+    room = Console().width
+    console = Console(width=PLAIN_WIDTH, highlight=False, markup=False, emoji=False)
+    if framed and shown and console.measure(table).maximum > room:
+        # What does not fit is broken by the terminal itself, which puts it together again when it is copied.
+        click.echo("\n\n".join(map("\n".join, _blocks(columns, shown))))
+        return
     with console.capture() as printed:
         console.print(table)
     click.echo("\n".join(line.rstrip() for line in printed.get().splitlines()))
+
+
+def _blocks(columns: Sequence[str], rows: Sequence[Sequence[str]]) -> Iterator[list[str]]:
+    """Write each row as lines of a column's head and the cell."""
+    for row in rows:
+        yield [f"{column.lower()}: {cell}".rstrip() for column, cell in zip(columns, row, strict=True)]
 
 
 def tell_json(value: object) -> None:
