@@ -26,6 +26,7 @@ from latentvirt.config import Connection, Image
 from latentvirt.host import Host
 from latentvirt.images import catalogue as catalogue_module
 from latentvirt.images import pushing
+from latentvirt.images import telling as telling_module
 from latentvirt.images.naming import directory_in
 from latentvirt.images.pushing import Errand, Outcome
 from latentvirt.images.root import ROOT_VARIABLE
@@ -660,6 +661,19 @@ def test_in_a_pipe_progress_is_a_line_now_and_then(
     assert lines[0] == f"copying debian-12 to {ONE}: 0 of 1 MiB"
     assert re.fullmatch(rf"copying debian-12 to {re.escape(ONE)}: done, 1 MiB in \d+\.\d s", lines[-1])
     assert "\x1b" not in told.stderr
+
+
+def test_how_far_a_large_file_was_read_is_told(
+    fake: FakeLibvirt, store: ImageStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Before anything is copied its file is read, and who waits for that sees how far it got."""
+    put(store, "debian-12")
+    monkeypatch.setattr(progress_module, "SECONDS_PER_LINE", 0.0)
+    monkeypatch.setattr(telling_module, "SAY_EVERY_S", 0.0)
+    told = push(fake, "debian-12", "-c", ONE)
+    lines = told.stderr.splitlines()
+    assert lines[0] == "reading debian-12: 1 of 1 MiB"
+    assert lines[1] == f"copying debian-12 to {ONE}: 0 of 1 MiB"
 
 
 def test_a_files_name_cannot_play_with_a_terminal(

@@ -66,6 +66,11 @@ class Reader:
         """Of what was read so far."""
         return self._digest.hexdigest()
 
+    @property
+    def count(self) -> int:
+        """How many bytes were read so far."""
+        return self._read
+
     def __call__(self, count: int) -> bytes:
         """Read; for a thread.
 

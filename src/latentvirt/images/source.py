@@ -66,7 +66,9 @@ class FileSource:
         """Say what it is now."""
 
         async def read(say: Say) -> Identity:
-            return await in_thread(self.reactor, self._identify)
+            what = f"reading {self.image.name or os.path.basename(self.image.path)}"
+            telling = Telling(self.reactor, say, what, at_once=False)
+            return await in_thread(self.reactor, lambda given_up: self._identify(given_up, telling))
 
         return await self.flights.join(self.image, read, say)
 
@@ -80,7 +82,7 @@ class FileSource:
         except OSError as error:
             raise unreadable(self.image, error) from error
 
-    def _identify(self, given_up: threading.Event) -> Identity:
+    def _identify(self, given_up: threading.Event, telling: Telling) -> Identity:
         """Runs on a thread."""
         file, status = self._opened()
         reader = Reader(file, self.image)
@@ -96,7 +98,7 @@ class FileSource:
                 where=ON_MASTER,
             )
             while reader(CHUNK_BYTES) and not given_up.is_set():
-                pass
+                self.reactor.callFromThread(telling.progress, reader.count, status.st_size)
             identity = Identity(reader.digest, status.st_size, format)
             if self._stamp(os.fstat(file)) != stamp:
                 raise Changed(self.image)

@@ -37,13 +37,14 @@ class Telling:
         reactor: a Twisted reactor (IReactorTime).
         say: takes a line.
         what: what is done: "copying debian.qcow2 to qemu:///system".
+        at_once: whether also of what takes no longer than a moment.
     """
 
-    def __init__(self, reactor: Any, say: Say, what: str) -> None:
+    def __init__(self, reactor: Any, say: Say, what: str, *, at_once: bool = True) -> None:
         self._reactor = reactor
         self._say = say
         self._what = what
-        self._next = 0.0
+        self._next = 0.0 if at_once else reactor.seconds() + SAY_EVERY_S
 
     def progress(self, moved: int, total: int) -> None:
         """Note how many bytes of how many have gone."""
