@@ -20,6 +20,7 @@ from latentvirt.cli.asking import about_hosts, ask, finish
 from latentvirt.cli.finding import only
 from latentvirt.cli.guests import LEASE, Guest, find_guest
 from latentvirt.cli.known_hosts import SSH_PORT
+from latentvirt.cli.refusing import EXIT_INTERRUPTED, signals_given_back
 from latentvirt.config import Connection
 from latentvirt.errors import ConfigError, NotFound
 from latentvirt.host import Driver, Host
@@ -90,17 +91,29 @@ def ssh(
         command = [program, *(f"-o{key}={value}" for key, value in options.items()), f"-p{port}"]
         if user is not None:
             command.append(f"-l{user}")
-        with subprocess.Popen([*command, address, *ssh_args]) as running:
-            # Ctrl and C are for what runs there.
-            before = signal.signal(signal.SIGINT, signal.SIG_IGN)
-            try:
-                status = running.wait()
-            except KeyboardInterrupt:
-                running.terminate()  # it was SIGTERM, which is for both
-                raise
-            finally:
-                signal.signal(signal.SIGINT, before)
+        status = _run([*command, address, *ssh_args])
     sys.exit(status)
+
+
+def _run(command: Sequence[str]) -> int:
+    """Run ssh to its end, and return its exit status, or that of what was broken off."""
+    begun: list[subprocess.Popen[bytes]] = []
+    ended: list[int] = []
+
+    def end_both(number: int, _: object) -> None:
+        ended.append(number)
+        for one in begun:
+            one.terminate()
+
+    with signals_given_back():
+        signal.signal(signal.SIGTERM, end_both)
+        begun.append(subprocess.Popen(command))
+        # Ctrl and C are for what runs there.
+        signal.signal(signal.SIGINT, signal.SIG_IGN)
+        if ended:
+            begun[0].terminate()  # it came when nothing could be done about it yet
+        status = begun[0].wait()
+    return EXIT_INTERRUPTED if ended else status
 
 
 async def _way_to(guest: Guest, driver: Driver | None) -> tuple[str, int]:
