@@ -80,8 +80,8 @@ def test_any_command_is_broken_off_with_the_same_status(
         "LATENTVIRT_IMAGES": str(tmp_path),
         "XDG_CONFIG_HOME": str(tmp_path),
     }
-    process = subprocess.Popen([*PROGRAM, *words], stderr=subprocess.PIPE, text=True, env=environment)
-    with process, catalogue.open("w"):  # whoever reads it waits for more
+    begun = subprocess.Popen([*PROGRAM, *words], stderr=subprocess.PIPE, text=True, env=environment)
+    with watched(begun) as process, catalogue.open("w"):  # whoever reads it waits for more
         process.send_signal(number)
         assert process.stderr is not None
         said = process.stderr.read()
@@ -123,7 +123,7 @@ def test_an_ssh_session_that_is_ended_leaves_nothing(tmp_path: Path) -> None:
     (tmp_path / "bin").mkdir()
     (tmp_path / "temp").mkdir()
     ssh = tmp_path / "bin" / "ssh"
-    ssh.write_text("#!/bin/sh\necho here\nexec sleep 600\n")
+    ssh.write_text("#!/bin/sh\necho here\nexec sleep 60\n")
     ssh.chmod(0o755)
     environment = {
         **os.environ,
@@ -131,7 +131,7 @@ def test_an_ssh_session_that_is_ended_leaves_nothing(tmp_path: Path) -> None:
         "TMPDIR": str(tmp_path / "temp"),
     }
     words = [sys.executable, "-c", SSH.format(paths=[str(Path(__file__).parent)])]
-    with subprocess.Popen(words, stdout=subprocess.PIPE, text=True, env=environment) as process:
+    with watched(subprocess.Popen(words, stdout=subprocess.PIPE, text=True, env=environment)) as process:
         assert process.stdout is not None
         assert process.stdout.readline() == "here\n"
         process.send_signal(signal.SIGTERM)

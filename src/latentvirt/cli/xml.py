@@ -14,7 +14,7 @@ from lxml import etree
 from latentvirt import domainxml
 from latentvirt.amounts import mebibytes
 from latentvirt.capabilities import HostCapabilities, cpu_features_of, read_capabilities
-from latentvirt.cli.values import read_by
+from latentvirt.cli.values import line_of_text, read_by
 from latentvirt.config import Size
 from latentvirt.devices import Disk, Nic, read_disks, read_nic, read_nics
 from latentvirt.errors import ConfigError
@@ -98,7 +98,7 @@ def _refuse_idle(context: click.Context, generate: bool) -> None:
 )
 @click.option(
     "--name",
-    callback=read_by(lambda value: check_domain_name(value, "the name")),
+    callback=read_by(lambda value: check_domain_name(line_of_text(value), "the name")),
     help="Name of the domain.",
 )
 @click.option(
