@@ -27,6 +27,7 @@ from latentvirt.errors import (
 from latentvirt.guest import Ready
 from latentvirt.host import Host
 from latentvirt.hostkeys import HostKey
+from latentvirt.listening import Listening
 from latentvirt.names import Ownership, directory_name
 from latentvirt.spec import MachineSpec
 from latentvirt.storage import open_storage
@@ -382,6 +383,39 @@ def test_guest_is_heard_again_after_its_host_was_away(scene: Scene) -> None:
     while guest.identity is None:
         guest.say("ready", helper="fake", system="fake")
         run(machine.host.domains())
+    run(machine.stop())
+
+
+@pytest.mark.parametrize("method", ["close_stream", "open_console"])
+def test_a_console_that_is_opened_again_as_the_worker_attaches_is_let_go(
+    scene: Scene, monkeypatch: pytest.MonkeyPatch, method: str
+) -> None:
+    """A guest that attaches just when its host is back leaves its console to people all the same."""
+    machine = scene.machine()
+    run(machine.start())
+    begun, over = Heard[str](), Heard[str]()
+    plain, again = getattr(Host, method), Listening.open_again
+
+    async def meanwhile(host: Host, *args: Any) -> Any:
+        assert machine.machine is not None
+        if not begun.all:
+            begun("attached")
+            defer.ensureDeferred(machine.machine.attached()).addCallback(lambda _: over("attached"))
+        return await plain(host, *args)
+
+    async def opened_again(ears: Listening, uuid: str) -> None:
+        await again(ears, uuid)
+        over("opened again")
+
+    monkeypatch.setattr(Host, method, meanwhile)
+    monkeypatch.setattr(Listening, "open_again", opened_again)
+    scene.inspector.break_connections()
+    over.until(lambda both: len(both) == 2)
+    domain = scene.inspector.domain(NAME)
+    assert domain is not None
+    stream = domain.port(CONSOLE).stream
+    assert stream is None or stream.connection_broken
+    assert scene.ear.failures.all == []
     run(machine.stop())
 
 

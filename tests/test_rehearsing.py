@@ -14,7 +14,7 @@ from latentvirt.testing.state import FakeDomain, FakeHostState
 from latentvirt.testing.trouble import libvirt_error
 from reactorthread import on_reactor
 from stagemaster import StageMaster, close_stage, open_stage
-from test_standby import a_worker, attach, paused, tend, until
+from test_standby import Rehearsing, a_worker, attach, paused, rehearsals, tend, until, untold
 from test_worker import BASE, URI, _good, _settle, _start, _stop
 
 IN_VAIN_S = 0.1
@@ -116,6 +116,18 @@ def started(worker: LibVirtWorker) -> str:
     updates = worker.master.data.updates
     until(lambda: "waiting for its worker" in updates.text)
     return str(updates.text)
+
+
+def test_a_rehearsal_whose_end_nobody_could_hear_is_over(master: StageMaster) -> None:
+    """A libvirtd that is restarted meanwhile leaves a VM that stands by, and costs no frozen image."""
+    host = master.fake.inspect(URI)
+    host.guests = lambda domain: Rehearsing(answers=False)
+    tend(master, a_worker(master, "a", standby=True))
+    until(lambda: len(rehearsals(master)) == 1)
+    (domain,) = untold(master)
+    host.break_connections()
+    assert paused(master) == 1
+    assert untold(master) == [domain]
 
 
 class Moody(FakeGuest):

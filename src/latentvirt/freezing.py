@@ -46,8 +46,12 @@ async def freeze(
     files = draft.files(plan)
     await store.refuse_too_large(files)
     image = attrs.evolve(draft, seal=await store.seal(files))
-    await step("publish the frozen image", store.publish(image))
-    live.keep_files()
+
+    async def publish() -> None:
+        await store.publish(image)
+        live.keep_files()  # at once: also a start that is called off meanwhile leaves a whole image
+
+    await step("publish the frozen image", publish())
     await store.discard_older(plan)
     await store.keep_within()
     return image

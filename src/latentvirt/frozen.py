@@ -281,7 +281,7 @@ class FrozenStore:
         longest = self.seconds() - UNUSED_S
         for image in list(self._images.values()):
             outdated = image.lineage == plan.lineage and image.fingerprint != plan.fingerprint
-            if outdated or self._used[image.start] < longest:
+            if image.start in self._images and (outdated or self._used[image.start] < longest):
                 await self.discard(image)
 
     async def keep_within(self) -> None:
@@ -290,11 +290,12 @@ class FrozenStore:
         for name in await self.storage.names():
             parsed = FileName.parse(name)
             if parsed is not None and parsed.start in self._images:
-                sizes[parsed.start] = sizes.get(parsed.start, 0) + await self.storage.size(name)
-        total = sum(sizes.values())
-        for start in sorted(sizes, key=lambda start: self._used[start]):
-            if total <= self.most_bytes:
+                try:
+                    sizes[parsed.start] = sizes.get(parsed.start, 0) + await self.storage.size(name)
+                except NotFound:
+                    pass  # another freeze has just made room
+        while sum(size for start, size in sizes.items() if start in self._images) > self.most_bytes:
+            free = [start for start in sizes if start in self._images and start not in self._lent]
+            if not free:
                 break
-            if start not in self._lent:
-                total -= sizes[start]
-                await self.discard(self._images[start])
+            await self.discard(self._images[min(free, key=lambda start: self._used[start])])

@@ -51,7 +51,7 @@ class GuestListener(Protocol):
         ...
 
     def rehearsed(self) -> None:
-        """The guest has rehearsed its attachment, or complains of what it was asked."""
+        """The guest has rehearsed its attachment, complains of what it was asked, or could not be heard."""
         ...
 
     def attaching(self, told: Attaching, worker: str) -> None:
@@ -158,8 +158,10 @@ class Listening:
         # At once: where the host is far away, each costs a while. Both are waited for, whatever comes of one.
         opened = await defer.DeferredList(map(defer.ensureDeferred, opening), consumeErrors=True)
         for good, result in opened:
-            if not good:
+            if not good and self._open:
                 raise result.value  # type: ignore[attr-defined]
+        if not self._open:
+            await self.close()  # nobody needs them any more: who let go of them did so before they were there
 
     async def _open_console(self, uuid: str) -> None:
         self._console = await self._host.open_console(uuid, self._on_console, lambda: None)
@@ -179,8 +181,11 @@ class Listening:
         for stream in (console, channel):
             if stream is not None:
                 await self._host.close_stream(stream)
+        if not self._open:
+            return
         self._listener.console(["[latentvirt: the host was away; what was said meanwhile is not here]"])
         await self.open(uuid, console=console is not None, channel=channel is not None)
+        self._listener.rehearsed()  # if it has meanwhile, nobody heard it
 
     def _on_console(self, data: bytes) -> None:
         lines = self._log.feed(data)
