@@ -14,10 +14,12 @@ from latentvirt.host import Host
 from latentvirt.names import FileName
 from latentvirt.storage import open_storage
 from latentvirt.testing import FakeGuest, FakeLibvirt
+from latentvirt.testing.domain import VirDomain
+from latentvirt.testing.state import FakeDomain
 from latentvirt.testing.trouble import Hang
 from reactorthread import on_reactor, run
 from stagemaster import StageMaster, close_stage, open_stage
-from test_standby import a_worker, built
+from test_standby import LATENCY_S, a_worker, built
 from test_worker import BASE, URI, _settle, _start
 
 OWNER = "0123456789abcdef"
@@ -56,6 +58,36 @@ def test_an_image_that_is_just_published_when_its_build_is_stopped_is_whole(mast
     text = built(worker)
     assert "is of no use" not in text
     assert "tier thaw" in text
+
+
+@pytest.mark.parametrize("heard", [False, True])
+@pytest.mark.parametrize("befalls", ["kill", "panic"])
+def test_a_build_whose_vm_dies_as_soon_as_it_is_thawed_gets_another(
+    master: StageMaster, monkeypatch: pytest.MonkeyPatch, befalls: str, heard: bool
+) -> None:
+    """An image that kills its VM is replaced within the build, whether its end or our words come first."""
+    host = master.fake.inspect(URI)
+    worker = a_worker(master, "a")
+    built(worker)
+    resume = VirDomain.resume
+    killed: list[FakeDomain] = []
+
+    def resumed(domain: VirDomain) -> int:
+        done = resume(domain)
+        if not killed:
+            killed.append(domain._domain)
+            getattr(domain._domain, befalls)()
+            if heard:
+                host.settle()
+                on_reactor(lambda: None)
+        return done
+
+    monkeypatch.setattr(VirDomain, "resume", resumed)
+    host.trouble.latency_s = LATENCY_S
+    text = built(worker)
+    assert text.count("was discarded") == 1
+    assert "tier thaw" in text[text.index("tier freeze") :]
+    assert host.running() == []
 
 
 class Scene:

@@ -307,8 +307,8 @@ class LiveDomain:
 
     async def leave(self) -> None:
         """Leave it to itself: it runs on, and its console is free for a person."""
+        self.unwatch()  # first: what is heard of it from now on is no news
         await self.listening.close()
-        self.unwatch()
 
     async def end(self) -> None:
         """End it and remove all that it had; may be repeated where the host did not let us."""

@@ -14,6 +14,7 @@ from latentvirt.errors import (
     BadFrozenImage,
     CannotThaw,
     ConfigError,
+    HostError,
     HostFull,
     HostUnreachable,
     LatentvirtError,
@@ -35,7 +36,6 @@ ANSWER_S = 20.0
 """How long a thawed guest may take to say that it attaches; it was running already when it was frozen."""
 
 NOT_NOTED = "[latentvirt: the guest's SSH host keys could not be noted"
-
 Identify = Callable[[domainxml.NetworkUse, str | None], Identity]
 
 
@@ -204,9 +204,17 @@ class Tiers:
         if rehearsal is not None:
             await rehearsal.call_off()
         self._answer = self.clock.callLater(ANSWER_S, self._no_answer, f"it was silent for {ANSWER_S:g} s")
-        if not live.resumed:
-            await live.resume()
-        await live.listening.tell_identity()
+        try:
+            if not live.resumed:
+                await live.resume()
+            await live.listening.tell_identity()
+        except LatentvirtError as error:
+            if self._answer is None:
+                return  # it was heard to be of no use, and is being replaced
+            of_host = isinstance(error, HostUnreachable) or not isinstance(error, HostError)
+            if of_host or rehearsal is not None:  # the image of what stood by was good
+                raise
+            self._no_answer(str(error))
 
     async def _rehearse(self, rehearsal: Rehearsal, image: FrozenImage) -> None:
         """Let a guest that stands by rehearse; one that does not answer would be of no use to a build."""
@@ -218,8 +226,7 @@ class Tiers:
                 return
         except HostFull:
             return  # then it waits as it is
-        why = f"the thawed guest did not answer within {REHEARSE_S:g} s"
-        self.owner.fail(why)
+        self.owner.fail(why := f"the thawed guest did not answer within {REHEARSE_S:g} s")
         self.frozen.proved_bad(self.plan.fingerprint)
         await self._discard(image, why)
 
@@ -368,10 +375,9 @@ class Tiers:
         self.owner.in_background(self._fall_back(why))
 
     async def _fall_back(self, why: str) -> None:
-        assert self.live is not None
-        assert self.frozen is not None
-        image = self.live.image
+        image = self.live.image if self.live is not None else None
         assert image is not None
+        assert self.frozen is not None
         self.frozen.proved_bad(self.plan.fingerprint)
         await self._discard(image, f"the thawed guest did not answer: {why}")
         await self._boot(self._why_not_thaw())
