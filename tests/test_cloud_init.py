@@ -18,6 +18,7 @@ from lxml import etree
 from latentvirt.building import serving
 from latentvirt.errors import ConfigError
 from latentvirt.images.store import STOCK, ImageStore
+from latentvirt.master.firstboot import FOLDER as SEEDS
 from latentvirt.master.firstboot import read_cloud_init
 from stagemaster import StageMaster
 from test_named_images import FOLDER, URI, copies, master, put, start, stop, store, worker_of
@@ -71,6 +72,23 @@ def test_a_stock_image_gets_a_disk_that_makes_a_worker_of_it(
     stop(worker)
     start(worker)
     assert seed_in(master)[0] == path
+    stop(worker)
+
+
+def test_a_disk_that_was_cut_off_is_made_again(
+    master: StageMaster, store: ImageStore, tmp_path: Path
+) -> None:
+    """A master's machine that lost its power while it wrote the disk leaves no build with half of one."""
+    master.basedir = str(tmp_path)
+    put(store, "debian-12", 1, kind=STOCK)
+    worker = worker_of(master, "debian-12", cloud_init=True)
+    start(worker)
+    path, told = seed_in(master)
+    stop(worker)
+    (seed,) = (tmp_path / SEEDS).iterdir()
+    seed.write_bytes(b"")
+    start(worker)
+    assert seed_in(master) == (path, told)
     stop(worker)
 
 

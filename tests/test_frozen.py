@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
+import libvirt
 import pytest
 from twisted.internet import defer
 
@@ -88,6 +89,25 @@ def test_a_build_whose_vm_dies_as_soon_as_it_is_thawed_gets_another(
     assert text.count("was discarded") == 1
     assert "tier thaw" in text[text.index("tier freeze") :]
     assert host.running() == []
+
+
+def test_an_older_image_that_cannot_be_removed_keeps_no_build_from_thawing(master: StageMaster) -> None:
+    """The host's refusal costs the new image nothing, and what it refused goes the next time."""
+    host = master.fake.inspect(URI)
+    worker = a_worker(master, "a")
+    built(worker)
+    host.files[BASE].touch()
+    host.trouble.before_next(
+        "domain.saveFlags",
+        lambda: host.trouble.fail_next("volume.delete", libvirt.VIR_ERR_OPERATION_FAILED),
+    )
+    text = built(worker)
+    assert "could not be frozen" not in text
+    assert "tier thaw" in built(worker)
+    host.files[BASE].touch()
+    built(worker)
+    names = map(FileName.parse, host.listing(f"/images/latentvirt-{master.hub.owner}"))
+    assert len({name.start for name in names if name is not None}) == 1
 
 
 class Scene:

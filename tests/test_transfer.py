@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import gc
 import hashlib
 import os
 import queue
@@ -21,6 +23,7 @@ from latentvirt.host import Host
 from latentvirt.host.hauling import MOST_STUCK
 from latentvirt.images import Library
 from latentvirt.images import library as library_module
+from latentvirt.images import reading as reading_module
 from latentvirt.images import transfer as transfer_module
 from latentvirt.images.head import format_of
 from latentvirt.images.naming import Listing, directory_in
@@ -407,6 +410,45 @@ def test_a_host_that_was_booted_is_given_its_pool_again(scene: Scene, forgetful:
     scene.state.settle()
     assert scene.bring(image) == path
     assert scene.copies() == 1
+
+
+def test_a_build_that_is_stopped_leaves_its_image_open_nowhere(
+    scene: Scene, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A file that is being opened for a copy when its build is stopped is closed again, however late."""
+    image = scene.image()
+    opening, go_on = threading.Event(), threading.Event()
+    opened: list[str] = []
+    threads: list[threading.Thread] = []
+
+    def slow(path: str) -> tuple[int, os.stat_result]:
+        opened.append(path)
+        found = reading_module.open_image(path)
+        if len(opened) == 2:  # the first time it is looked what the image is
+            threads.append(threading.current_thread())
+            opening.set()
+            go_on.wait(30)
+        return found
+
+    monkeypatch.setattr("latentvirt.images.source.open_image", slow)
+    doing, wait = scene.begin(image)
+    assert opening.wait(30)
+    on_reactor(doing.cancel)
+    with pytest.raises(defer.CancelledError):
+        wait()
+    go_on.set()
+    threads[0].join()
+    on_reactor(gc.collect)
+    assert image.path not in _open_files()
+
+
+def _open_files() -> set[str]:
+    """Name the files that this process has open."""
+    found = set()
+    for descriptor in os.listdir("/proc/self/fd"):
+        with contextlib.suppress(FileNotFoundError):  # closed meanwhile
+            found.add(os.readlink(f"/proc/self/fd/{descriptor}"))
+    return found
 
 
 # Refusals

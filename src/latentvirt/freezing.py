@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import logging
 from typing import Any
 
 import attrs
 from twisted.internet import defer
 
-from latentvirt.errors import GuestFailed
+from latentvirt.errors import GuestFailed, HostUnreachable, LatentvirtError
 from latentvirt.frozen import FrozenImage, FrozenStore
 from latentvirt.livedomain import LiveDomain, Step
+
+logger = logging.getLogger(__name__)
 
 PREPARE_S = 90.0
 """How long a guest may take to make itself ready; the helper lets a system end its boot first, for 20 s."""
@@ -52,8 +55,13 @@ async def freeze(
         live.keep_files()  # at once: also a start that is called off meanwhile leaves a whole image
 
     await step("publish the frozen image", publish())
-    await store.discard_older(plan)
-    await store.keep_within()
+    try:
+        await store.discard_older(plan)
+        await store.keep_within()
+    except HostUnreachable:
+        raise
+    except LatentvirtError as error:
+        logger.warning("%s: older frozen images stay until another is made: %s", live.host.uri, error)
     return image
 
 

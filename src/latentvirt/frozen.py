@@ -104,7 +104,8 @@ class FrozenStore:
     _lent: dict[str, set[str]] = attrs.field(init=False, factory=dict)
     """Which starts stand on an image, by the start that booted it."""
     _refused: dict[str, tuple[str, float]] = attrs.field(init=False, factory=dict)
-    _distrusted: list[FrozenImage] = attrs.field(init=False, factory=list)
+    _undeleted: list[FrozenImage] = attrs.field(init=False, factory=list)
+    """Images that no build has any more, and that could not be deleted yet."""
     _failed: set[str] = attrs.field(init=False, factory=set)
     _loaded: bool = attrs.field(init=False, default=False)
 
@@ -175,7 +176,7 @@ class FrozenStore:
     def distrust(self, image: FrozenImage) -> None:
         """Let no build have an image any more, whose host was lost over it; it is deleted later."""
         if self._images.pop(image.start, None) is not None:
-            self._distrusted.append(image)
+            self._undeleted.append(image)
 
     # Use
 
@@ -263,10 +264,14 @@ class FrozenStore:
         """Let no build have an image any more, and delete it; below a VM its files stay as long as that."""
         self._images.pop(image.start, None)
         self._used.pop(image.start, None)
-        # The marker first: what is left after a crash is then a leftover.
-        await self.storage.delete(str(image.marker))
-        if image.start not in self._lent:
-            await self._delete(image)
+        try:
+            # The marker first: what is left after a crash is then a leftover.
+            await self.storage.delete(str(image.marker))
+            if image.start not in self._lent:
+                await self._delete(image)
+        except LatentvirtError:
+            self._undeleted.append(image)
+            raise
 
     async def _delete(self, image: FrozenImage) -> None:
         for name in await self.storage.names():
@@ -276,8 +281,8 @@ class FrozenStore:
 
     async def discard_older(self, plan: Plan) -> None:
         """Discard what was frozen of earlier versions of the same image, and what nobody wants."""
-        while self._distrusted:
-            await self.discard(self._distrusted.pop())
+        while self._undeleted:
+            await self.discard(self._undeleted.pop())
         longest = self.seconds() - UNUSED_S
         for image in list(self._images.values()):
             outdated = image.lineage == plan.lineage and image.fingerprint != plan.fingerprint

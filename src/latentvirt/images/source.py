@@ -74,7 +74,8 @@ class FileSource:
 
     async def open(self, identity: Identity, say: Say) -> Callable[[int], bytes]:
         """Begin to read it."""
-        return Reader(await in_thread(self.reactor, lambda _: self._opened()[0]), self.image, identity)
+        # On the thread: who is called off meanwhile must not leave a file open.
+        return await in_thread(self.reactor, lambda _: Reader(self._opened()[0], self.image, identity))
 
     def _opened(self) -> tuple[int, os.stat_result]:
         try:

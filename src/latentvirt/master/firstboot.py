@@ -75,7 +75,7 @@ def _made(cloud_init: str) -> bytes:
 
 
 async def seed_of(master: Any, cloud_init: str) -> Image:
-    """Make the disk that tells cloud-init what to do, unless it is there.
+    """Make the disk that tells cloud-init what to do, unless it is there and whole.
 
     Args:
         master: Buildbot's, in whose base directory it goes.
@@ -91,7 +91,8 @@ def _seed(basedir: str, cloud_init: str) -> Image:
     content = _made(cloud_init)
     path = Path(basedir, FOLDER, f"{hashlib.sha256(content).hexdigest()}.iso")
     try:
-        if not path.exists():
+        # A machine that loses its power may leave less of a file than was written into it.
+        if not path.exists() or path.read_bytes() != content:
             path.parent.mkdir(mode=0o700, exist_ok=True)
             with tempfile.NamedTemporaryFile(dir=path.parent, delete=False) as file:
                 file.write(content)
