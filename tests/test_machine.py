@@ -19,6 +19,7 @@ from latentvirt.errors import (
     ForeignDomain,
     GuestFailed,
     HostError,
+    HostUnreachable,
     ImageError,
     LatentvirtError,
     NotProven,
@@ -33,6 +34,7 @@ from latentvirt.spec import MachineSpec
 from latentvirt.storage import open_storage
 from latentvirt.testing import FakeGuest, FakeHostState, FakeLibvirt
 from latentvirt.testing.guest import CONSOLE
+from latentvirt.testing.trouble import connection_lost
 from planned import ONCE, PlannedMachine
 from reactorthread import Heard, on_reactor, run, start
 
@@ -263,6 +265,23 @@ def test_a_stop_that_the_host_refused_goes_on_later(scene: Scene) -> None:
     with pytest.raises(HostError):
         run(machine.stop())
     assert scene.left() == ([], [f"slot1.{OURS.start}.overlay.vda"])
+    run(machine.stop())
+    assert scene.left() == NOTHING
+
+
+def test_a_connection_that_breaks_while_a_vm_is_ended_does_not_count_as_its_end(scene: Scene) -> None:
+    """A VM that runs on keeps its disk, and its next stop ends it."""
+    machine = scene.machine()
+    run(machine.start())
+
+    def lose() -> None:
+        scene.inspector.break_connections()
+        raise connection_lost()
+
+    scene.inspector.trouble.before_next("domain.destroy", lose)
+    with pytest.raises(HostUnreachable):
+        run(machine.stop())
+    assert scene.left() == ([NAME], [f"slot1.{OURS.start}.overlay.vda"])
     run(machine.stop())
     assert scene.left() == NOTHING
 

@@ -93,11 +93,15 @@ def destroy(domain: Any) -> bool:
     except libvirt.libvirtError as error:
         if error.get_error_code() == libvirt.VIR_ERR_NO_DOMAIN:
             return False
-        try:
-            active = bool(domain.isActive())
-        except libvirt.libvirtError:
-            active = False  # it went away by itself
-        if active:
+        if _may_run(domain):
             raise
         return False
     return True
+
+
+def _may_run(domain: Any) -> bool:
+    """Whether a domain runs, or nobody can tell, as over a connection that broke."""
+    try:
+        return bool(domain.isActive())
+    except libvirt.libvirtError as error:
+        return bool(error.get_error_code() != libvirt.VIR_ERR_NO_DOMAIN)  # else it went away by itself
