@@ -9,6 +9,7 @@ import libvirt
 import pytest
 from twisted.internet import defer
 
+from contract.backends import OURS, domain_xml
 from latentvirt.config import Connection
 from latentvirt.errors import BadXML, HostError, HostTimeout, HostUnreachable
 from latentvirt.host import Condition, Deadlines, DomainNews, Host
@@ -16,6 +17,7 @@ from latentvirt.host.link import CALLS_AT_A_TIME
 from latentvirt.host.watching import RECONNECT_PAUSE_S
 from latentvirt.names import METADATA_NAMESPACE, Ownership
 from latentvirt.testing import FakeLibvirt
+from latentvirt.testing.trouble import connection_lost
 from reactorthread import Heard, on_reactor, run, start
 
 XML = (
@@ -255,6 +257,21 @@ def test_a_host_that_opens_and_answers_nothing_is_asked_with_pauses(
     news.until(lambda said: [item.condition for item in said] == [Condition.HOST_BACK, Condition.PAUSED])
     assert pauses.all[:3] == [RECONNECT_PAUSE_S] * 3
     assert fake.inspector.trouble.calls.count("open") == opened + 4
+
+
+def test_whose_a_vm_is_is_not_made_up_when_the_connection_breaks(fake: FakeLibvirt, hosts: Any) -> None:
+    """A VM of ours that is looked at over a connection that breaks is not taken for somebody else's."""
+    created = run(hosts().create(domain_xml("guest"), name="guest"))
+
+    def lose() -> None:
+        fake.inspector.break_connections()
+        raise connection_lost()
+
+    host = hosts()
+    fake.inspector.trouble.before_next("domain.metadata", lose)
+    with pytest.raises(HostUnreachable):
+        run(host.usage())
+    assert [(use.uuid, use.ownership) for use in run(host.usage())] == [(created.uuid, OURS)]
 
 
 def test_a_host_closed_while_it_opens_stays_closed(fake: FakeLibvirt, hosts: Any) -> None:

@@ -44,10 +44,12 @@ def view_if_there(domain: Any) -> DomainView | None:
 
 
 def ownership(domain: Any) -> Ownership | None:
-    """Read whose a running domain is; None if it is not ours, or not running."""
+    """Read whose a running domain is; None if it is not ours, or not running. Raises if the host is lost."""
     try:
         return _mark(domain)
-    except libvirt.libvirtError:
+    except libvirt.libvirtError as error:
+        if error.get_error_code() not in _NOT_MARKED and not domain.connect().isAlive():
+            raise
         return None  # it has none of ours, or ended while we looked
 
 
