@@ -24,7 +24,7 @@ from latentvirt.storage import open_storage
 from latentvirt.sweep import sweep
 from planned import PlannedMachine
 from privatelibvirt import loopback_sshd
-from reactorthread import run, start
+from reactorthread import Heard, run, start
 from scenes import Fingerprint, Stage, fast_domain
 from test_machine import Ear
 
@@ -161,8 +161,11 @@ def test_images_outlive_the_master_and_the_sweep(scene: Scene) -> None:
 def test_a_host_that_was_restarted_thaws_what_is_on_its_disk(scene: Scene) -> None:
     """After a host's reboot its domains and pools are gone, its files are there, and builds thaw."""
     machine = scene.machine()
+    steps = Heard[str]()
+    scene.ear.on_step = steps
     run(machine.start())
-    scene.told()
+    # Not sooner: an image whose guest ends before it has answered is of no use.
+    steps.until(lambda steps: "guest attaches" in steps)
     scene.stage.libvirtd.clear()
     for pool in scene.stage.libvirtd.virsh("pool-list", "--all", "--name").split():
         scene.stage.libvirtd.virsh("pool-destroy", pool)
