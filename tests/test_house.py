@@ -21,7 +21,7 @@ FLOORS = (
     {"line"},
     {"machine"},
     {"tiers"},
-    {"freezing", "rehearsing"},
+    {"freezing", "guestowner", "rehearsing"},
     {"livedomain"},
     {"preparing", "listening"},
     {"frozen"},

@@ -13,12 +13,13 @@ from latentvirt.claim import Claim
 from latentvirt.describing import domain_in
 from latentvirt.errors import GuestFailed, HostUnreachable, LatentvirtError, NotFound, StartCancelled
 from latentvirt.frozen import FrozenStore
+from latentvirt.guestowner import Identify
 from latentvirt.hold import Hold
 from latentvirt.host import Condition, DomainNews, Host
 from latentvirt.listening import Listener
 from latentvirt.planning import Plan
 from latentvirt.storage import Storage
-from latentvirt.tiers import Identify, Tiers
+from latentvirt.tiers import Tiers
 from latentvirt.undertaking import Undertaking
 
 HOLD_S = 600.0

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable, Coroutine
-from typing import Any, Protocol
+from collections.abc import Awaitable, Callable
+from typing import Any
 
 import attrs
 from twisted.internet import defer
@@ -24,8 +24,9 @@ from latentvirt.errors import (
 from latentvirt.freezing import freeze
 from latentvirt.frozen import FrozenImage, FrozenStore
 from latentvirt.guest import FREEZE, Attaching, Identity, Ready
-from latentvirt.host import DomainNews, Host
-from latentvirt.listening import Listener, Listening
+from latentvirt.guestowner import Owner
+from latentvirt.host import Host
+from latentvirt.listening import Listening
 from latentvirt.livedomain import LiveDomain
 from latentvirt.planning import Plan
 from latentvirt.rehearsing import REHEARSE_S, Rehearsal
@@ -36,40 +37,6 @@ ANSWER_S = 20.0
 """How long a thawed guest may take to say that it attaches; it was running already when it was frozen."""
 
 NOT_NOTED = "[latentvirt: the guest's SSH host keys could not be noted"
-Identify = Callable[[domainxml.NetworkUse, str | None], Identity]
-
-
-class Owner(Protocol):
-    """The machine that a guest is brought up for."""
-
-    listener: Listener
-    identify: Identify
-    secrets: tuple[str, ...]
-
-    @property
-    def holding(self) -> bool:
-        """Whether the guest is to wait, paused, instead of being told who it is."""
-        ...
-
-    def held(self) -> None:
-        """The guest waits, paused."""
-        ...
-
-    def in_background(self, doing: Coroutine[Any, Any, None]) -> None:
-        """Do something that takes longer than the start; its failure is the machine's."""
-        ...
-
-    def news(self, news: DomainNews) -> None:
-        """Something became of the domain."""
-        ...
-
-    def useless(self, why: str) -> None:
-        """The guest is of no more use."""
-        ...
-
-    def fail(self, what: str) -> None:
-        """The machine is of no more use."""
-        ...
 
 
 @attrs.define(eq=False)
@@ -226,7 +193,8 @@ class Tiers:
                 return
         except HostFull:
             return  # then it waits as it is
-        self.owner.fail(why := f"the thawed guest did not answer within {REHEARSE_S:g} s")
+        why = f"the thawed guest did not answer within {REHEARSE_S:g} s"
+        self.owner.fail(why)
         self.frozen.proved_bad(self.plan.fingerprint)
         await self._discard(image, why)
 

@@ -19,6 +19,7 @@ from latentvirt.domainxml import NetworkUse
 from latentvirt.errors import LatentvirtError
 from latentvirt.frozen import FrozenStore
 from latentvirt.guest import Identity
+from latentvirt.guestowner import Identify
 from latentvirt.hold import Hold
 from latentvirt.host import Host
 from latentvirt.hosts import Hosts
@@ -41,7 +42,6 @@ from latentvirt.names import slot_of_domain
 from latentvirt.planning import Plan
 from latentvirt.spec import MachineSpec, folder_of_copies
 from latentvirt.storage import Storage, open_storage
-from latentvirt.tiers import Identify
 
 logger = logging.getLogger(__name__)
 

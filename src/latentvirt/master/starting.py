@@ -21,6 +21,7 @@ from latentvirt.errors import (
     StartCancelled,
     TooManyTries,
 )
+from latentvirt.guestowner import Identify
 from latentvirt.machine import Machine
 from latentvirt.master.hub import Hub
 from latentvirt.master.password import PasswordGate
@@ -31,7 +32,6 @@ from latentvirt.master.steplog import StepLog
 from latentvirt.master.tries import TRIES_OF_A_BUILD
 from latentvirt.planning import Plan, plan
 from latentvirt.spec import MachineSpec
-from latentvirt.tiers import Identify
 
 ELSEWHERE = (ForeignDomain, HostFull, ImageError, Refused)
 """What need not be so on another host: it may have room, or the image."""
