@@ -157,6 +157,19 @@ def test_an_overdue_call_fails_and_its_result_is_undone(reactor: Reactor) -> Non
     assert lane.overdue == 0
 
 
+def test_a_call_that_was_called_off_in_line_is_not_made(reactor: Reactor) -> None:
+    """Nothing is asked of a busy host for a build that was stopped before its turn came."""
+    lane, go, made = Lane("the-host", reactor, 1), threading.Event(), Heard[str]()
+    first = _outcome(lane.run("wait", lambda: go.wait(PATIENCE_S), deadline_s=PATIENCE_S))
+    off = lane.run("make a domain", lambda: made("called off"), deadline_s=PATIENCE_S)
+    _outcome(off)
+    last = _outcome(lane.run("make another", lambda: made("wanted"), deadline_s=PATIENCE_S))
+    off.cancel()
+    go.set()
+    reactor.take_up(2)
+    assert (first.all, last.all, made.all) == ([True], [None], ["wanted"])
+
+
 def test_a_cancelled_calls_result_is_undone(reactor: Reactor) -> None:
     """A call whose caller went away has its result handed back, too."""
     lane = Lane("h", reactor, 1)

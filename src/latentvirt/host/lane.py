@@ -188,6 +188,8 @@ class Lane:
         still_waiting: deque[_Job[Any]] = deque()
         while self._waiting and any(map(self._has_place, self._seats)):
             job = self._waiting.popleft()
+            if job.done.called:
+                continue  # its caller was called off
             place = self._place_for(job)
             if place is None:
                 still_waiting.append(job)
