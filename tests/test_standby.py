@@ -15,6 +15,7 @@ from twisted.internet import defer
 from latentvirt import prefer_ready
 from latentvirt.config import Connection
 from latentvirt.hosts import Hosts
+from latentvirt.machine import Machine
 from latentvirt.master.record import HostRecord
 from latentvirt.master.worker import LibVirtWorker
 from latentvirt.testing import FakeGuest
@@ -214,6 +215,22 @@ def test_a_standby_that_fails_is_replaced(master: StageMaster) -> None:
     assert paused(master) == 1
     assert master.fake.inspect(URI).domain(name) is not domain
     assert "tier standby" in built(worker)
+
+
+def test_a_fault_of_ours_keeps_no_place(master: StageMaster, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What nobody has foreseen while a standby is made costs that standby, and no place on the host."""
+    asked: list[Machine] = []
+
+    async def broken(machine: Machine) -> None:
+        asked.append(machine)
+        raise RuntimeError("never thought of")
+
+    monkeypatch.setattr(Machine, "hold", broken)
+    worker = a_worker(master, "a", standby=True)
+    built(worker)
+    record = tend(master, worker)
+    assert asked
+    assert (record.claims, record.standbys) == ([], [])
 
 
 def test_a_vm_rehearses_before_it_stands_by(master: StageMaster) -> None:

@@ -346,16 +346,16 @@ class Standbys:
             await waiting.machine.hold()
             waiting.ready_now = True
             return waiting
-        except StartCancelled:
-            # Most often a build needed its place: no reason to make none for a while.
+        except BaseException as error:
+            # Most often it is called off because a build needs its place: no reason to make none for a while.
+            if isinstance(error, LatentvirtError) and not isinstance(error, StartCancelled):
+                self._not_before[record.host.uri] = self._hub.master.reactor.seconds() + AFTER_FAILURE_S
+                logger.warning("%s: no standby could be made: %s", record.host.uri, error)
+                if isinstance(error, GuestFailed):
+                    store.refuse(planned.fingerprint, error.what)
             await self._end(waiting)
-            return None
-        except LatentvirtError as error:
-            self._not_before[record.host.uri] = self._hub.master.reactor.seconds() + AFTER_FAILURE_S
-            logger.warning("%s: no standby could be made: %s", record.host.uri, error)
-            if isinstance(error, GuestFailed):
-                store.refuse(planned.fingerprint, error.what)
-            await self._end(waiting)
+            if not isinstance(error, LatentvirtError):
+                raise  # a fault of ours, which keeps no place either
             return None
         finally:
             made, waiting.made = waiting.made, []
