@@ -143,6 +143,21 @@ def test_a_start_and_a_stop(scene: Scene) -> None:
     assert scene.inspector.listing("/images") == ["base.qcow2"]
 
 
+def test_ended_twice_at_once_nothing_of_it_stays(scene: Scene) -> None:
+    """A VM that a stop and a failure end at the same moment leaves neither domain nor files."""
+    machine = scene.machine(disks=read_disks([Disk("1 MiB"), Disk("2 MiB"), Disk("3 MiB")]))
+    run(machine.start())
+    assert machine.machine is not None
+    live = machine.machine._tiers.live
+    assert live is not None
+
+    async def twice() -> None:
+        await defer.gatherResults([defer.ensureDeferred(live.end()), defer.ensureDeferred(live.end())])
+
+    run(twice())
+    assert scene.left() == NOTHING
+
+
 def test_a_start_with_extra_disks_and_network_cards(scene: Scene) -> None:
     """Extra disks are this start's own and begin empty, cards are there; a stop leaves nothing."""
     disks = read_disks([Disk("1 MiB", serial="data"), Disk("2 MiB", format="raw")])

@@ -7,6 +7,7 @@ from collections.abc import Awaitable, Callable
 from typing import Protocol, TypeVar
 
 import attrs
+from twisted.internet import defer
 
 from latentvirt import domainxml
 from latentvirt.describing import clear_place, domain_in
@@ -70,6 +71,7 @@ class LiveDomain:
     _has_console: bool = attrs.field(init=False, default=False)
     _watch: Watch | None = attrs.field(init=False, default=None)
     _undo: list[Callable[[], Awaitable[object]]] = attrs.field(init=False, factory=list)
+    _turn_to_end: defer.DeferredLock = attrs.field(init=False, factory=defer.DeferredLock)
 
     @property
     def name(self) -> str:
@@ -313,6 +315,10 @@ class LiveDomain:
     async def end(self) -> None:
         """End it and remove all that it had; may be repeated where the host did not let us."""
         await self.leave()
-        while self._undo:
-            await self._undo[-1]()
-            self._undo.pop()
+        await self._turn_to_end.acquire()
+        try:
+            while self._undo:
+                await self._undo[-1]()
+                self._undo.pop()
+        finally:
+            self._turn_to_end.release()
