@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import os
 import signal
@@ -667,6 +668,24 @@ def test_an_image_that_does_not_fit_is_refused_before_it_is_fetched(
     with pytest.raises(ImageError, match=r"no room for 3 MiB in .*: 1 MiB are free"):
         get(vendor, store)
     assert partial_files(store) == {}
+
+
+def test_what_the_store_does_not_take_is_not_downloaded_again(
+    vendor: Vendor, store: ImageStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """When the disk is full at the very end, what was downloaded is kept, as the message says."""
+    vendor.put_image(disk())
+
+    def full(*_: Any, **__: Any) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    with monkeypatch.context() as patched:
+        patched.setattr(ImageStore, "publish", full)
+        with pytest.raises(ImageError, match="what was downloaded is kept"):
+            get(vendor, store)
+    get(vendor, store)
+    assert content_of(store) == disk()
+    assert vendor.served[IMAGE] == len(disk())
 
 
 def test_no_password_in_a_url_is_shown_or_kept(vendor: Vendor, store: ImageStore) -> None:

@@ -171,6 +171,10 @@ class WrongSum(ImageError):
     """The bytes are not those that the vendor's list promises."""
 
 
+class NotStored(ImageError):
+    """The store does not take them."""
+
+
 def _published(
     item: Item, store: ImageStore, part: Path, wanted: Checksum | None, source: dict[str, Any]
 ) -> Entry:
@@ -250,6 +254,8 @@ class _Download:
                 if not resumed or not again:
                     raise
                 self.listener.say("what was downloaded earlier does not go with the rest: beginning anew")
+            except NotStored:
+                raise
             except ImageError:
                 _drop(part, note)
                 raise
@@ -336,7 +342,7 @@ class _Download:
         try:
             yield
         except OSError as error:
-            raise ImageError(
+            raise NotStored(
                 f"{part} cannot be written or read: {error.strerror or error}",
                 remedy=f"make room in {self.store.root}; what was downloaded is kept",
             ) from error
