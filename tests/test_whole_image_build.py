@@ -116,8 +116,8 @@ def test_a_cloud_image_is_built_and_workers_attach_from_it(
         'minion2', None, connection, size=size, start='boot',
         base_image=Image(os_type='debian', os_version=util.Property('os_version'))))
     builder('chosen', ['minion2'], util.Interpolate(
-        '[ %(prop:os_version)s = 12 ] && test -e /etc/made-by-a-person || '
-        '[ %(prop:os_version)s = 13 ] && test ! -e /etc/made-by-a-person'))
+        'if [ %(prop:os_version)s = 12 ]; then test -e /etc/made-by-a-person; '
+        'else test ! -e /etc/made-by-a-person; fi'))
     """
     with running(tmp_path / "master", config) as master:
         for builder, wish in (("b", {}), ("chosen", {"os_version": "13"}), ("chosen", {"os_version": "12"})):
