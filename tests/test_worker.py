@@ -14,9 +14,11 @@ from buildbot.interfaces import (
     LatentWorkerFailedToSubstantiate,
 )
 from buildbot.process.properties import Property
+from buildbot.worker.protocols.base import Connection as PBConnection
 from twisted.internet import defer
 
 from latentvirt.config import Connection
+from latentvirt.master import goodbye
 from latentvirt.master.tries import TRIES_OF_A_BUILD
 from latentvirt.master.worker import LibVirtWorker
 from latentvirt.testing import FakeGuest
@@ -110,6 +112,26 @@ def test_a_base_image_that_renders_to_nothing_is_an_error(master: StageMaster) -
 def test_a_stop_without_a_start(worker: LibVirtWorker) -> None:
     """Buildbot stops workers that it never started."""
     _stop(worker)
+
+
+def test_a_connection_whose_end_was_told_already_is_not_waited_for(
+    worker: LibVirtWorker, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A guest that dies while its worker attaches does not keep the master from exiting."""
+
+    class Ended(PBConnection):
+        def loseConnection(self) -> None:
+            pass  # there is nothing left to lose
+
+    monkeypatch.setattr(goodbye, "GOODBYE_S", 0.1)
+
+    async def over() -> None:
+        worker.conn = Ended(worker.name)
+        worker.conn.notifyDisconnected()
+        await worker._soft_disconnect(stopping_service=True)  # as a stopping master does
+
+    run(over())
+    assert worker.conn is None
 
 
 def test_the_gate(master: StageMaster, worker: LibVirtWorker) -> None:

@@ -30,6 +30,7 @@ from latentvirt.hostkeys import PrivateKey
 from latentvirt.master.arguments import Arguments, read_arguments
 from latentvirt.master.buildbots import check_numbers, pb_port, split_arguments, unknown_arguments
 from latentvirt.master.checking import refuse_others_macs
+from latentvirt.master.goodbye import GoodbyeInTime
 from latentvirt.master.holding import HoldsOnFailure
 from latentvirt.master.hub import Hub
 from latentvirt.master.password import PasswordGate
@@ -54,7 +55,7 @@ STOP_FAST_S = 2.0
 PREPARATION = "start VM"
 
 
-class LibVirtWorker(HoldsOnFailure, CompatibleLatentWorkerMixin, AbstractLatentWorker):
+class LibVirtWorker(HoldsOnFailure, GoodbyeInTime, CompatibleLatentWorkerMixin, AbstractLatentWorker):
     """Give every build a libvirt VM that nobody has used before; lives as long as its name is configured.
 
     Args:
