@@ -1,8 +1,4 @@
-"""A pytest plugin: in which order the tests run.
-
-In one process what needs no VM runs first, and what boots a system last, so that failures show early. Side by
-side what is slow begins first: at the end no process is left alone with it.
-"""
+"""A pytest plugin: what needs no VM runs first, what boots a system last, so that failures show early."""
 
 from __future__ import annotations
 
@@ -12,9 +8,9 @@ SLOWER = ("libvirt", "guest", "soak")
 """Marks, the later the slower."""
 
 
-def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Put the tests in order of their slowest mark; within that, they keep theirs."""
-    items.sort(key=_slowness, reverse=hasattr(config, "workerinput"))
+    items.sort(key=_slowness)
 
 
 def _slowness(item: pytest.Item) -> int:
