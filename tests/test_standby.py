@@ -137,6 +137,17 @@ def test_as_many_stand_by_as_idle_workers_ask_for(master: StageMaster) -> None:
     assert paused(master) == 2
 
 
+def test_all_standbys_of_a_host_end_together(master: StageMaster) -> None:
+    """A stopping master ends each of several VMs that wait on a host, not every second one."""
+    workers = [a_worker(master, name, standby=True) for name in ("a", "b", "c")]
+    built(workers[0])
+    record = tend(master, workers[0])
+    until(lambda: paused(master) == len(workers))
+    run(master.hub.standbys.end_all(record))
+    assert (record.claims, record.standbys) == ([], [])
+    assert master.fake.inspect(URI).running() == []
+
+
 def test_any_worker_takes_the_standby_that_fits(master: StageMaster) -> None:
     """A standby belongs to no worker: one that did not ask for it takes it if its VM would be the same."""
     asking = a_worker(master, "asking", standby=True)

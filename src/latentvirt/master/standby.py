@@ -246,7 +246,7 @@ class Standbys:
     async def end_all(self, record: HostRecord) -> None:
         """End all standbys of a host: the master stops."""
         await defer.DeferredList(
-            [defer.ensureDeferred(self._end(w)) for w in self._on(record)],
+            [defer.ensureDeferred(self._end(w)) for w in list(self._on(record))],
             consumeErrors=True,
         )
 
