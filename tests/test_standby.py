@@ -137,17 +137,6 @@ def test_as_many_stand_by_as_idle_workers_ask_for(master: StageMaster) -> None:
     assert paused(master) == 2
 
 
-def test_all_standbys_of_a_host_end_together(master: StageMaster) -> None:
-    """A stopping master ends each of several VMs that wait on a host, not every second one."""
-    workers = [a_worker(master, name, standby=True) for name in ("a", "b", "c")]
-    built(workers[0])
-    record = tend(master, workers[0])
-    until(lambda: paused(master) == len(workers))
-    run(master.hub.standbys.end_all(record))
-    assert (record.claims, record.standbys) == ([], [])
-    assert master.fake.inspect(URI).running() == []
-
-
 def test_any_worker_takes_the_standby_that_fits(master: StageMaster) -> None:
     """A standby belongs to no worker: one that did not ask for it takes it if its VM would be the same."""
     asking = a_worker(master, "asking", standby=True)
@@ -327,6 +316,19 @@ def test_nothing_is_left_of_a_standby_when_the_master_stops() -> None:
     kinds = {name.split(".")[2] for name in host.listing(folder) if not name.startswith("lease.")}
     assert kinds == {"frozen", "memory", "overlay"}
     assert len([name for name in host.listing(folder) if ".overlay." in name]) == 1
+
+
+def test_all_vms_that_stand_by_end_when_the_master_stops() -> None:
+    """A stopping master ends each of several VMs that wait on a host, not every second one."""
+    master = open_stage()
+    host = master.fake.inspect(URI)
+    host.add_file(BASE)
+    host.guests = lambda domain: FakeGuest(says_ready=True)
+    workers = [a_worker(master, name, standby=True) for name in ("a", "b", "c")]
+    tend(master, workers[0])
+    until(lambda: paused(master) == len(workers))
+    close_stage(master)
+    assert host.running() == []
 
 
 def test_a_master_that_stops_right_after_a_build_leaves_nothing_of_it() -> None:
