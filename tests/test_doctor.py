@@ -21,6 +21,7 @@ import pytest
 from click.testing import CliRunner
 
 import reactorthread
+from brokenoff import watched
 from latentvirt.cli import main
 from latentvirt.config import Connection
 from latentvirt.doctor import Finding, MasterAddress, Severity, Wanted, examine
@@ -218,19 +219,16 @@ def embed(folder: Path, owner: int = 0) -> str:
 def test_an_embedded_root_that_a_master_has_is_said_to_be_in_use(folder: Path) -> None:
     """Who has the root open is named, with where to ask instead; libvirt's own words would not help."""
     uri = embed(folder)
-    holder = subprocess.Popen(
-        [sys.executable, "-c", HOLD, uri], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
-    )
-    assert holder.stdout is not None
-    assert holder.stdin is not None
-    try:
+    holding = [sys.executable, "-c", HOLD, uri]
+    with watched(
+        subprocess.Popen(holding, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+    ) as holder:
+        assert holder.stdout is not None
+        assert holder.stdin is not None
         assert holder.stdout.readline() == "open\n"
         command = [sys.executable, "-c", "from latentvirt.cli import main; main()", "doctor", "-c", uri]
         done = subprocess.run(command, capture_output=True, text=True, timeout=60)
-    finally:
         holder.stdin.close()
-        holder.wait()
-        holder.stdout.close()
     assert done.returncode == 1, done.stderr
     assert done.stdout.startswith(f"problem: [{uri}] embed-in-use: process {holder.pid} (")
     assert "latentvirt.host_states" in done.stdout

@@ -4,8 +4,9 @@
 OLDEST_PYTHON=3.10
 NEWEST_PYTHON=3.14
 QUICK_ONLY=(-m 'not (libvirt or guest or soak)' --ignore tests/test_packaging.py -q -r fE -p no:cacheprovider)
-# Half of the time a test waits for something.
-SIDE_BY_SIDE=(--numprocesses $(($(nproc) < 4 ? $(nproc) + 1 : 4)) --dist loadfile)
+# Half of the time a test waits for something. None of these takes long: what hangs is ended sooner than others.
+SIDE_BY_SIDE=(--numprocesses $(($(nproc) < 4 ? $(nproc) + 1 : 4)) --dist loadfile --max-worker-restart 0
+    -o faulthandler_timeout=900)
 LOWEST=(buildbot buildbot-worker buildbot-www twisted)
 
 # Prints the interpreter of a version such as 3.12, if it is installed.
