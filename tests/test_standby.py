@@ -28,13 +28,19 @@ from test_worker import BASE, URI, _settle, _start, _stop
 LATENCY_S = 0.02
 
 
-@pytest.fixture
-def master() -> Iterator[StageMaster]:
-    """A master on a fake host with a base image, whose guests can be frozen."""
+def freezing() -> StageMaster:
+    """Start a master on a fake host with a base image, whose guests can be frozen."""
     opened = open_stage()
     host = opened.fake.inspect(URI)
     host.add_file(BASE)
     host.guests = lambda domain: FakeGuest(says_ready=True)
+    return opened
+
+
+@pytest.fixture
+def master() -> Iterator[StageMaster]:
+    """A master whose guests can be frozen, for as long as the test lasts."""
+    opened = freezing()
     yield opened
     close_stage(opened)
 
@@ -304,10 +310,8 @@ def test_a_master_that_stops_in_a_rehearsal_leaves_nothing_of_it() -> None:
 
 def test_nothing_is_left_of_a_standby_when_the_master_stops() -> None:
     """A master that stops ends its standbys, and keeps what is frozen."""
-    master = open_stage()
+    master = freezing()
     host = master.fake.inspect(URI)
-    host.add_file(BASE)
-    host.guests = lambda domain: FakeGuest(says_ready=True)
     tend(master, a_worker(master, "a", standby=True))
     assert paused(master) == 1
     folder = f"/images/latentvirt-{master.hub.owner}"
@@ -320,10 +324,8 @@ def test_nothing_is_left_of_a_standby_when_the_master_stops() -> None:
 
 def test_all_vms_that_stand_by_end_when_the_master_stops() -> None:
     """A stopping master ends each of several VMs that wait on a host, not every second one."""
-    master = open_stage()
+    master = freezing()
     host = master.fake.inspect(URI)
-    host.add_file(BASE)
-    host.guests = lambda domain: FakeGuest(says_ready=True)
     workers = [a_worker(master, name, standby=True) for name in ("a", "b", "c")]
     tend(master, workers[0])
     until(lambda: paused(master) == len(workers))

@@ -4,7 +4,8 @@
 OLDEST_PYTHON=3.10
 NEWEST_PYTHON=3.14
 QUICK_ONLY=(-m 'not (libvirt or guest or soak)' --ignore tests/test_packaging.py -q -r fE -p no:cacheprovider)
-# Half of the time a test waits for something. None of these takes long: what hangs is ended sooner than others.
+# Half of the time a test waits for something. None of these takes long: what hangs is ended sooner than others. It is
+# not replaced: near the end xdist may wait for ever for a process that was started in another's place.
 SIDE_BY_SIDE=(--numprocesses $(($(nproc) < 4 ? $(nproc) + 1 : 4)) --dist loadfile --max-worker-restart 0
     -o faulthandler_timeout=900)
 LOWEST=(buildbot buildbot-worker buildbot-www twisted)
