@@ -97,7 +97,7 @@ class StageMaster(MasterService):
         """Configure a worker, as `reconfigService` does, without Buildbot's own part in it."""
         worker = LibVirtWorker(name, password, **kwargs)
         worker.parent = self
-        worker._arguments = read_arguments(password, **kwargs)
+        worker._take_over(read_arguments(password, **kwargs))
         worker._hub = self.hub
         worker._gate.static = password
         return worker

@@ -272,6 +272,7 @@ def test_in_a_pipe_progress_is_a_line_now_and_then(
     assert "\x1b" not in done.stderr
     monkeypatch.setattr(progress_module, "SECONDS_PER_LINE", 3600.0)
     run("remove", "lab-1")
+    monkeypatch.setattr(progress_module.time, "monotonic", lambda: 1.0)  # the machine was just started
     assert pull("lab-1").stderr == "lab-1 x86_64: 0 of 3 MiB\n"
 
 

@@ -94,7 +94,7 @@ def may_start(worker: LibVirtWorker) -> bool:
 
 
 async def _ask(worker: LibVirtWorker) -> bool:
-    need = await worker._need(None)
+    need = await worker.renderWorkerProps(None)
     return worker._hub is not None and worker._hub.placing.reserve(need)
 
 

@@ -12,7 +12,7 @@ from twisted.internet import task
 from twisted.internet.defer import CancelledError, Deferred
 from twisted.python.failure import Failure
 
-from latentvirt.errors import HostTimeout, HostUnreachable
+from latentvirt.errors import HostError, HostTimeout, HostUnreachable
 from latentvirt.host.lane import Lane
 from reactorthread import Heard
 
@@ -120,8 +120,32 @@ def test_no_more_run_at_a_time_than_there_are_places(reactor: Reactor) -> None:
     assert begun.all[2] == 2
     for gate in gates:
         gate.set()
-    reactor.take_up(3)
+    while not all(heard.all for heard in outcomes):
+        reactor.take_up()
     assert [heard.all for heard in outcomes] == [[0], [1], [2], [3]]
+
+
+def test_a_call_for_which_there_is_no_thread_fails_and_the_next_one_tries_again(
+    reactor: Reactor, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """When the system lets the master begin no more threads, a call says so, and takes no place for good."""
+    start = threading.Thread.start
+
+    def refuse(thread: threading.Thread) -> None:
+        if thread.name.startswith("latentvirt h "):
+            raise RuntimeError("can't start new thread")
+        start(thread)
+
+    lane = Lane("h", reactor, 1)
+    monkeypatch.setattr(threading.Thread, "start", refuse)
+    refused = _outcome(lane.run("list the domains", lambda: 1, deadline_s=10))
+    reactor.take_up()
+    assert _fails_with(refused, HostError, "was not asked to list the domains: the master can begin no more")
+    monkeypatch.setattr(threading.Thread, "start", start)
+    next_one = _outcome(lane.run("list the domains", lambda: 2, deadline_s=10))
+    reactor.take_up()
+    assert next_one.all == [2]
+    assert lane.overdue == 0
 
 
 def test_waiting_in_line_does_not_count_against_the_deadline(reactor: Reactor) -> None:

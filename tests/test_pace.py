@@ -19,6 +19,11 @@ class Turns:
         """Put a call into the next turn."""
         self._calls.append(call)
 
+    @property
+    def waiting(self) -> list[Callable[[], object]]:
+        """What the next turn will make."""
+        return self._calls
+
     def turn(self) -> None:
         """Make one."""
         calls, self._calls = self._calls, []
@@ -90,3 +95,17 @@ def test_what_is_handed_on_from_within_comes_after_what_waits(time: list[float])
 
     pace.hand_on(first)
     assert done == ["first", "second"]
+
+
+def test_what_comes_from_threads_wakes_the_reactor_once(time: list[float]) -> None:
+    """Results of one moment are handed on in one turn, in order; what comes later wakes it again."""
+    turns = Turns()
+    pace, done = Pace(turns), []
+    for number in range(100):
+        pace.arrive(lambda number=number: done.append(number))  # type: ignore[misc]
+    assert (len(turns.waiting), done) == (1, [])
+    turns.turn()
+    assert done == list(range(100))
+    pace.arrive(lambda: done.append("late"))
+    turns.turn()
+    assert done[-1] == "late"

@@ -175,8 +175,7 @@ def test_a_promise_on_a_host_that_was_removed_is_not_kept(master: StageMaster) -
     placing = master.hub.placing
     (promised,) = (uri for uri, record in master.hub.records.items() if record.reserved)
     other = SECOND if promised == FIRST else FIRST
-    need = worker._last_need
-    assert need is not None
+    need = worker._needs.foreseen
     taken = on_reactor(lambda: placing.take(attrs.evolve(need, hosts=Hosts(Connection(other)))))
     assert taken is not None
     assert taken.host.uri == other

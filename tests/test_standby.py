@@ -18,6 +18,7 @@ from latentvirt.hosts import Hosts
 from latentvirt.machine import Machine
 from latentvirt.master.record import HostRecord
 from latentvirt.master.worker import LibVirtWorker
+from latentvirt.placement import STANDBY_FITS
 from latentvirt.testing import FakeGuest
 from latentvirt.testing.domain import FakeDomain
 from latentvirt.testing.trouble import connection_lost
@@ -371,6 +372,21 @@ def test_what_was_frozen_goes_when_the_host_was_lost_over_it(master: StageMaster
     on_reactor(lambda: setattr(record, "resting", None))
     assert "tier freeze" in built(worker)
     assert old not in {name.split(".")[1] for name in host.listing(folder) if not name.startswith("lease.")}
+
+
+def test_a_host_that_was_lost_over_a_standby_gets_one_when_it_is_back(master: StageMaster) -> None:
+    """A standby that libvirtd's restart met in the making is made anew at once, not a minute later."""
+    built(a_worker(master, "a"))
+    worker = a_worker(master, "b", standby=True)
+    host = master.fake.inspect(URI)
+    record = on_reactor(lambda: master.hub.know(_hosts(worker)))[0]
+    on_reactor(lambda: setattr(record, "rest_s", 0.01))
+    host.trouble.before_next("restoreFlags", host.break_connections)
+    host.trouble.fail_next("restoreFlags", connection_lost())
+    tend(master, worker)
+    until(lambda: on_reactor(lambda: worker.readiness()) == STANDBY_FITS)
+    _settle(master)
+    assert len(untold(master)) == 1
 
 
 def test_a_build_prefers_the_worker_that_can_begin_soonest(master: StageMaster) -> None:

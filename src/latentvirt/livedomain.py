@@ -47,7 +47,7 @@ class LiveDomain:
         news: hears what becomes of it.
         step: does the steps.
         claimed: tells of a start's id whether a build has its VM.
-        admit: looks of a paused domain's UUID whether it may run beside the others; None lets all run.
+        let_run: lets the paused domain of a UUID run, if it may beside the others.
         auth: what the in-tree worker's metadata element is to say, if it is to be there.
     """
 
@@ -59,7 +59,7 @@ class LiveDomain:
     news: Callable[[DomainNews], object]
     step: Step
     claimed: Callable[[str], bool]
-    admit: Callable[[str], Awaitable[None]] | None
+    let_run: Callable[[str], Awaitable[None]]
     auth: Identity | None = None
 
     uuid: str = attrs.field(init=False, default="")
@@ -129,9 +129,7 @@ class LiveDomain:
         Raises:
             HostFull: there is no room for it beside what was created before.
         """
-        if self.admit is not None:
-            await self.step("look for room", self.admit(self.uuid))
-        await self.step("resume", self.host.resume(self.uuid))
+        await self.step("resume", self.let_run(self.uuid))
         self.resumed = True
 
     async def pause(self) -> None:
@@ -166,8 +164,7 @@ class LiveDomain:
         self, xml: str, uuid: str, overlays: list[domainxml.Overlay], vars_path: str | None
     ) -> str:
         self.uuid = uuid
-        auth = self.auth
-        return domainxml.rewrite(
+        rewritten = domainxml.rewrite_for_start(
             xml,
             name=self.name,
             uuid=uuid,
@@ -175,9 +172,10 @@ class LiveDomain:
             overlays=overlays,
             vars_path=vars_path,
             channel=self._has_channel,
-            metadata_auth=(auth.name, auth.password, auth.master) if auth else None,
             own_cards=domainxml.OwnCards(self.host.uri, self.plan.spec.own_cards),
         )
+        auth = self.auth
+        return domainxml.with_auth(rewritten, auth.name, auth.password, auth.master) if auth else rewritten
 
     async def _create(self, xml: str, *, fresh_vars: bool) -> Created:
         self._undo.append(self._destroy)

@@ -44,7 +44,7 @@ class Machine:
         now: seconds since the epoch.
         frozen: the frozen images of its directory; None to boot only.
         claimed: tells of a start's id whether a build has its VM.
-        admit: looks of a paused domain's UUID whether it may run beside the others; None lets all run.
+        let_run: lets the paused domain of a UUID run, if it may beside the others; None lets all run.
         secrets: what must not be seen in the console's log.
     """
 
@@ -58,7 +58,7 @@ class Machine:
     now: Callable[[], float]
     frozen: FrozenStore | None = None
     claimed: Callable[[str], bool] = lambda start: False
-    admit: Callable[[str], Awaitable[None]] | None = None
+    let_run: Callable[[str], Awaitable[None]] | None = None
     secrets: tuple[str, ...] = ()
 
     _tiers: Tiers = attrs.field(init=False)
@@ -82,7 +82,7 @@ class Machine:
             clock=self.clock,
             now=self.now,
             claimed=self.claimed,
-            admit=self.admit,
+            let_run=self.let_run or self.host.resume,
         )
 
     def _progress(self, step: str, seconds: float, note: str) -> None:

@@ -54,7 +54,7 @@ class Tiers:
         clock: for durations and pauses (IReactorTime).
         now: seconds since the epoch.
         claimed: tells of a start's id whether a build has its VM.
-        admit: looks of a paused domain's UUID whether it may run beside the others; None lets all run.
+        let_run: lets the paused domain of a UUID run, if it may beside the others.
     """
 
     owner: Owner
@@ -67,7 +67,7 @@ class Tiers:
     clock: Any
     now: Callable[[], float]
     claimed: Callable[[str], bool]
-    admit: Callable[[str], Awaitable[None]] | None
+    let_run: Callable[[str], Awaitable[None]]
 
     live: LiveDomain | None = attrs.field(init=False, default=None)
     """The domain that lives now."""
@@ -222,7 +222,7 @@ class Tiers:
             news=self.owner.news,
             step=self.work.step,
             claimed=self.claimed,
-            admit=self.admit,
+            let_run=self.let_run,
             auth=auth,
         )
         return self.live

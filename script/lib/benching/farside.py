@@ -7,6 +7,7 @@ answer without holding up Python's other threads.
 from __future__ import annotations
 
 import itertools
+import marshal
 import multiprocessing
 import os
 import pickle
@@ -16,10 +17,11 @@ import struct
 import tempfile
 import threading
 import time
+from collections import deque
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from queue import SimpleQueue
-from typing import Any, NamedTuple
+from typing import Any
 
 import libvirt
 
@@ -47,6 +49,8 @@ KNOWN = {
     FakeStream: (),
 }
 """Of what the client gets a handle, and what that knows without a call."""
+
+OPENING = ("openConsole", "openChannel")
 
 
 class Inside:
@@ -99,8 +103,8 @@ class Line:
         self._ahead = b""
 
     def send(self, message: object) -> None:
-        """Send one message."""
-        data = pickle.dumps(message, pickle.HIGHEST_PROTOCOL)
+        """Send one message of plain values."""
+        data = marshal.dumps(message)
         self._socket.sendall(LENGTH.pack(len(data)) + data)
 
     def recv(self) -> Any:
@@ -113,21 +117,12 @@ class Line:
             there += more
         end = LENGTH.size + LENGTH.unpack_from(there)[0]
         self._ahead = there[end:]
-        return pickle.loads(memoryview(there)[LENGTH.size : end])
+        return marshal.loads(memoryview(there)[LENGTH.size : end])
 
 
-class Shown(NamedTuple):
-    """A handle on its way to the client."""
-
-    number: int
-    kind: str
-    known: dict[str, Any]
-
-
-class Meant(NamedTuple):
-    """A handle on its way back."""
-
-    number: int
+HANDLE = "handle"
+"""A handle on its way is a mapping with its number under this key; no other mapping has it."""
+KIND = "kind"
 
 
 class _Server:
@@ -153,17 +148,24 @@ class _Server:
                 number, method, given = client.recv()
             except EOFError:
                 return
-            here = self._objects[number]
-            args = [self._objects[one.number] if isinstance(one, Meant) else one for one in given]
+            args = [self._objects[one[HANDLE]] if isinstance(one, dict) else one for one in given]
             try:
-                if method == "domainEventRegisterAny":
-                    args = self._telling_of_domains(*args)
-                elif method == "eventAddCallback":
-                    args = self._telling_of_bytes(*args)
-                answer = True, self._shown(getattr(here, method)(*args))
+                answer: tuple[bool, Any] = True, self._shown(self._call(self._objects[number], method, args))
             except Exception as error:
-                answer = False, error
+                answer = False, pickle.dumps(error)
             client.send(answer)
+
+    def _call(self, here: Any, method: str, args: list[Any]) -> Any:
+        if method == "domainEventRegisterAny":
+            return here.domainEventRegisterAny(*self._telling_of_domains(*args))
+        if method in OPENING:
+            # A stream is the client's own affair until something is opened on it.
+            device, connection, key, flags = args
+            stream = connection.newStream(libvirt.VIR_STREAM_NONBLOCK)
+            getattr(here, method)(device, stream, flags)
+            stream.eventAddCallback(*self._telling_of_bytes(key))
+            return stream
+        return getattr(here, method)(*args)
 
     # What is heard is sent to the client under its key for it.
 
@@ -173,7 +175,7 @@ class _Server:
 
         return [None, event, tell, None]
 
-    def _telling_of_bytes(self, events: int, key: int) -> list[Any]:
+    def _telling_of_bytes(self, key: int) -> list[Any]:
         def tell(stream: FakeStream, happened: int, _: object) -> None:
             # It is told again as long as nobody has read, so the client gets what there is with it.
             try:
@@ -185,14 +187,15 @@ class _Server:
             if not data:
                 stream.eventRemoveCallback()
 
-        return [events, tell, None]
+        return [libvirt.VIR_STREAM_EVENT_READABLE | libvirt.VIR_STREAM_EVENT_HANGUP, tell, None]
 
     def _shown(self, value: Any) -> Any:
         known = KNOWN.get(type(value))
         if known is not None:
             number = next(self._numbers)
             self._objects[number] = value
-            return Shown(number, type(value).__name__, {name: getattr(value, name)() for name in known})
+            shown = {name: getattr(value, name)() for name in known}
+            return {HANDLE: number, KIND: type(value).__name__, **shown}
         if isinstance(value, (list, tuple)):
             return type(value)(map(self._shown, value))
         return value
@@ -230,12 +233,12 @@ class FarSide:
             target=_serve, args=(self._address,), daemon=True
         )
         self._process.start()
-        self._mine = threading.local()
+        self._idle: deque[Line] = deque()
         self._keys = itertools.count()
         self._heard: dict[int, Callable[..., object]] = {}
         threading.Thread(target=self._hear, args=(self._dial(),), daemon=True).start()
-        self.inside: Any = Handle(self, Shown(0, "Inside", {}))
-        self._fake = Handle(self, Shown(1, "FakeLibvirt", {}))
+        self.inside: Any = Handle(self, {HANDLE: 0})
+        self._fake = Handle(self, {HANDLE: 1})
 
     def _dial(self) -> Line:
         while True:
@@ -261,13 +264,15 @@ class FarSide:
 
     def ask(self, number: int, method: str, args: Sequence[Any], asked: Handle | None = None) -> Any:
         """Call a method of an object there; blocks."""
-        channel = getattr(self._mine, "channel", None)
-        if channel is None:
-            channel = self._mine.channel = self._dial()
-        channel.send((number, method, args))
+        try:
+            channel = self._idle.pop()
+        except IndexError:
+            channel = self._dial()
+        channel.send((number, method, [one.shown if isinstance(one, Handle) else one for one in args]))
         well, answer = channel.recv()
+        self._idle.append(channel)
         if not well:
-            raise answer
+            raise pickle.loads(answer)
         return self._taken(answer, asked)
 
     def hear(self, call: Callable[..., object]) -> int:
@@ -285,8 +290,8 @@ class FarSide:
             self._heard[key](*map(self._taken, details))
 
     def _taken(self, value: Any, asked: Handle | None = None) -> Any:
-        if isinstance(value, Shown):
-            return KINDS.get(value.kind, Handle)(self, value, asked)
+        if isinstance(value, dict) and HANDLE in value:
+            return KINDS.get(value[KIND], Handle)(self, value, asked)
         if isinstance(value, (list, tuple)):
             return type(value)(self._taken(part, asked) for part in value)
         return value
@@ -295,20 +300,19 @@ class FarSide:
 class Handle:
     """Something on the far side: its methods are called there."""
 
-    def __init__(self, far: FarSide, shown: Shown, asked: Handle | None = None) -> None:
+    def __init__(self, far: FarSide, known: dict[str, Any], asked: Handle | None = None) -> None:
         self.far = far
         self.asked = asked
-        self.number = shown.number
-        self._known = shown.known
+        self.number = known[HANDLE]
+        self.shown = {HANDLE: self.number}
+        self._known = known
 
     def __getattr__(self, name: str) -> Callable[..., Any]:
         if name.startswith("__"):
             raise AttributeError(name)  # Python looks for what it may use
         if name in self._known:
             return lambda: self._known[name]
-        return lambda *args: self.far.ask(
-            self.number, name, [Meant(one.number) if isinstance(one, Handle) else one for one in args], self
-        )
+        return lambda *args: self.far.ask(self.number, name, args, self)
 
 
 class ConnectionHandle(Handle):
@@ -329,6 +333,10 @@ class ConnectionHandle(Handle):
         key = self.far.hear(lambda domain, *details: call(self, domain, *details, opaque))
         return int(self.far.ask(self.number, "domainEventRegisterAny", [event, key]))
 
+    def newStream(self, _: int = 0) -> Stream:
+        """Make a stream, on which nothing is opened yet."""
+        return Stream(self.far, self)
+
 
 class DomainHandle(Handle):
     """A domain, which knows the connection over which it was got."""
@@ -337,28 +345,71 @@ class DomainHandle(Handle):
         """Return that connection."""
         return self.asked
 
+    def openConsole(self, device: str | None, stream: Stream, flags: int = 0) -> int:
+        """Open its console."""
+        return stream.open(self, "openConsole", device, flags)
 
-class StreamHandle(Handle):
-    """A stream, whose bytes come with the news of them."""
+    def openChannel(self, name: str, stream: Stream, flags: int = 0) -> int:
+        """Open one of its channels."""
+        return stream.open(self, "openChannel", name, flags)
 
-    _arrived = b""
 
-    def eventAddCallback(self, events: int, call: Callable[..., Any], opaque: object) -> None:
+class Stream:
+    """A stream, whose bytes come with the news of them.
+
+    Args:
+        far: the hosts' process.
+        connection: over which it goes.
+    """
+
+    def __init__(self, far: FarSide, connection: Handle) -> None:
+        self._far = far
+        self._connection = connection
+        self._there: Handle | None = None
+        self._news: deque[tuple[int, bytes]] = deque()
+        self._call: Callable[[int], object] | None = None
+        self._lock = threading.RLock()
+        self._arrived = b""
+
+    def open(self, domain: Handle, method: str, device: str | None, flags: int) -> int:
+        """Open something of a domain on it."""
+        key = self._far.hear(self._tell)
+        self._there = self._far.ask(domain.number, method, [device, self._connection, key, flags])
+        return 0
+
+    def eventAddCallback(self, _: int, call: Callable[..., Any], opaque: object) -> None:
         """Call something when there is something to read, or the stream has ended."""
+        with self._lock:
+            self._call = lambda happened: call(self, happened, opaque)
+        self._tell()
 
-        def tell(happened: int, data: bytes) -> None:
-            self._arrived = data
-            call(self, happened, opaque)
+    def eventRemoveCallback(self) -> None:
+        """Call nobody any more."""
+        self._call = lambda happened: None
 
-        self.far.ask(self.number, "eventAddCallback", [events, self.far.hear(tell)])
+    def _tell(self, *news: Any) -> None:
+        with self._lock:
+            if news:
+                self._news.append(news)
+            while self._news and self._call is not None:
+                happened, self._arrived = self._news.popleft()
+                self._call(happened)
 
     def recv(self, _: int) -> bytes:
         """Return what there was to read."""
         return self._arrived
 
+    def send(self, data: bytes) -> int:
+        """Write."""
+        return int(self._ask("send", data))
 
-KINDS: dict[str, type[Handle]] = {
-    "VirConnect": ConnectionHandle,
-    "VirDomain": DomainHandle,
-    "FakeStream": StreamHandle,
-}
+    def abort(self) -> None:
+        """End it."""
+        self._ask("abort")
+
+    def _ask(self, method: str, *args: Any) -> Any:
+        assert self._there is not None, "nothing is opened on it"
+        return self._far.ask(self._there.number, method, args)
+
+
+KINDS: dict[str, type[Handle]] = {"VirConnect": ConnectionHandle, "VirDomain": DomainHandle}

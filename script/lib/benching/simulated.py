@@ -158,7 +158,7 @@ class Simulation:
             worker = LibVirtWorker(f"bench{number}", "password", **arguments)
             worker.parent = master
             worker.running = True
-            worker._arguments = read_arguments("password", **arguments)
+            worker._take_over(read_arguments("password", **arguments))
             worker._hub = self._hub
             self.workers.append(worker)
         await self._hub.expect(self.hosts, IMAGES)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import math
 import time
 from collections.abc import Iterator
 from typing import Protocol
@@ -116,12 +117,11 @@ class _Bar:
 
 class _Lines:
     def __init__(self) -> None:
-        self._what = ""
-        self._last = 0.0
+        self.begin("")
 
     def begin(self, what: str) -> None:
         self._what = what
-        self._last = 0.0
+        self._last = -math.inf  # the clock may count from when the machine was started
 
     def say(self, line: str) -> None:
         say(line if line.startswith("latentvirt:") else f"{self._what}: {line}", err=True)

@@ -10,7 +10,7 @@ from latentvirt.domainxml.freshness import freshness_problems, has_emulated_tpm,
 from latentvirt.domainxml.generate import generate
 from latentvirt.domainxml.guestmark import GuestMark, guest_mark, guest_of
 from latentvirt.domainxml.holding import hold_of_mark, mark_of_hold
-from latentvirt.domainxml.ownership import ownership_of, ownership_of_mark
+from latentvirt.domainxml.ownership import ownership_of, ownership_of_mark, with_auth
 from latentvirt.domainxml.parse import (
     NetworkUse,
     console_of,
@@ -21,6 +21,7 @@ from latentvirt.domainxml.parse import (
     parse,
     vcpus_of,
 )
+from latentvirt.domainxml.patterns import rewrite_for_start
 from latentvirt.domainxml.problems import Problem, refuse
 from latentvirt.domainxml.prove import prove
 from latentvirt.domainxml.reaching import Forward, can_be_reached, forward_to, has_screen
@@ -63,8 +64,10 @@ __all__ = [
     "prove",
     "refuse",
     "rewrite",
+    "rewrite_for_start",
     "uses_vars",
     "vcpus_of",
+    "with_auth",
     "with_devices",
     "with_seed",
     "writable_disks",

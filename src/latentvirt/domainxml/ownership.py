@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from lxml import etree
 
-from latentvirt.domainxml.parse import Element, append, ensure, parse, remove
+from latentvirt.domainxml.parse import Element, append, ensure, parse, remove, serialise
 from latentvirt.errors import BadXML
 from latentvirt.names import GUEST_NAMESPACE, METADATA_NAMESPACE, METADATA_PREFIX, Ownership
 
@@ -67,12 +67,24 @@ def set_ownership(root: Element, ownership: Ownership) -> None:
         remove(told)
 
 
-def set_auth(root: Element, auth: tuple[str, str, str]) -> None:
-    """Write the in-tree worker's element: name, password and master, for all of libvirt's users to read."""
+def with_auth(xml: str, username: str, password: str, master: str) -> str:
+    """Write the in-tree worker's element into a domain, for all of libvirt's users to read.
+
+    Args:
+        xml: the domain's XML.
+        username: the worker's name.
+        password: what it logs in with.
+        master: where it finds its master, ``host:port``.
+
+    Raises:
+        BadXML: the XML cannot be read.
+    """
+    root = parse(xml)
     element = etree.Element(BUILDBOT_AUTH, nsmap={"buildbot": BUILDBOT_NAMESPACE})
-    for key, value in zip(("username", "password", "master"), auth, strict=True):
+    for key, value in (("username", username), ("password", password), ("master", master)):
         element.set(key, value)
     _replace(root, element)
+    return serialise(root)
 
 
 def _replace(root: Element, element: Element) -> None:

@@ -11,7 +11,7 @@ from lxml import etree
 from latentvirt.domainxml.adding import give_macs
 from latentvirt.domainxml.disks import PATH_ATTRIBUTE, source_of, target_of
 from latentvirt.domainxml.holding import drop_hold
-from latentvirt.domainxml.ownership import set_auth, set_ownership
+from latentvirt.domainxml.ownership import set_ownership
 from latentvirt.domainxml.parse import Element, append, ensure, insert, line_of, parse, remove, serialise
 from latentvirt.errors import BadXML
 from latentvirt.names import CHANNEL_PORT, Ownership
@@ -87,7 +87,6 @@ def rewrite(
     uuid: str | None = None,
     vars_path: str | None = None,
     channel: bool = True,
-    metadata_auth: tuple[str, str, str] | None = None,
     relabel_off: Sequence[str] = RELABELLING_MODELS,
     own_cards: OwnCards | None = None,
 ) -> str:
@@ -101,7 +100,6 @@ def rewrite(
         uuid: its UUID, if it is to have another.
         vars_path: file for this start's UEFI variables, if it has any.
         channel: whether the guest gets the port over which it learns who it is.
-        metadata_auth: worker's name, password and master for the in-tree worker's metadata element.
         relabel_off: security models that must leave the images below the overlays as they are.
         own_cards: the network cards that are not the person's own.
 
@@ -114,8 +112,6 @@ def rewrite(
             _set_identity(root, tag, value)
     set_ownership(root, ownership)
     drop_hold(root)
-    if metadata_auth is not None:
-        set_auth(root, metadata_auth)
     for overlay in overlays:
         _set_overlay(_disk(root, overlay.target), overlay, models_to_switch_off(root, relabel_off))
     if vars_path is not None:

@@ -91,17 +91,11 @@ class Host(GuestVerbs, HoldVerbs, InventoryVerbs, MemoryVerbs, VolumeVerbs):
         if fresh_vars:
             flags |= libvirt.VIR_DOMAIN_START_RESET_NVRAM
 
-        def create(connection: Any) -> Any:
+        def create(connection: Any) -> tuple[Any, Created]:
             domain = connection.createXML(xml, flags)
-            self._mark(domain, ownership)
-            return domain
+            return domain, self._read_back(domain, ownership)
 
-        domain = await self._call(
-            "create the domain", create, deadline_s=self._deadlines.create, domain=name, late=domains.destroy
-        )
-        uuid = str(domain.UUIDString())
-        self._link.keep(uuid, domain)
-        return await self._on_domain("read the domain back", uuid, domains.read_back, domain=name)
+        return await self._keep("create the domain", create, self._deadlines.create, name)
 
     async def resume(self, uuid: str) -> None:
         """Let a paused domain run."""

@@ -6,7 +6,6 @@ and the master its exit. Here it costs one host one place.
 
 from __future__ import annotations
 
-import threading
 import traceback
 from collections import deque
 from collections.abc import Callable
@@ -18,7 +17,8 @@ import attrs
 from twisted.internet import defer
 from twisted.python.failure import Failure
 
-from latentvirt.errors import HostTimeout
+from latentvirt.errors import HostError, HostTimeout
+from latentvirt.host import threads
 from latentvirt.host.pace import Pace
 
 T = TypeVar("T")
@@ -160,8 +160,11 @@ class Lane:
                 )
             )
             return job.done
-        self._waiting.append(job)
-        self._dispatch()
+        place = None if self._waiting else self._place_for(job)
+        if place is None:
+            self._waiting.append(job)
+        else:
+            self._give(place, job)
         return job.done
 
     def fail_waiting(self, reason: Exception) -> None:
@@ -194,9 +197,12 @@ class Lane:
             if place is None:
                 still_waiting.append(job)
                 continue
-            job.timer = self._reactor.callLater(job.deadline_s, self._passed_deadline, place.seat, job)
-            place.inbox.put(job)
+            self._give(place, job)
         self._waiting.extendleft(reversed(still_waiting))
+
+    def _give(self, place: _Place, job: _Job[Any]) -> None:
+        job.timer = self._reactor.callLater(job.deadline_s, self._passed_deadline, place.seat, job)
+        place.inbox.put(job)
 
     def _has_place(self, seat: Seat) -> bool:
         return bool(seat.free) or seat.threads < self._places
@@ -218,10 +224,29 @@ class Lane:
         place = _Place(seat)
         seat.threads += 1
         self._begun += 1
-        threading.Thread(
-            target=self._serve, args=(place,), name=f"latentvirt {self._name} {self._begun}", daemon=True
-        ).start()
+        threads.begin(
+            f"latentvirt {self._name} {self._begun}",
+            partial(self._serve, place),
+            lambda error: self._pace.arrive(partial(self._not_begun, place, error)),
+        )
         return place
+
+    def _not_begun(self, place: _Place, error: Exception) -> None:
+        """Fail the call that a thread was to be begun for; the next one tries again."""
+        place.seat.threads -= 1
+        job = place.inbox.get_nowait()
+        assert job is not None
+        if job.timer is None:
+            place.seat.overdue -= 1
+            return
+        job.timer.cancel()
+        if not job.done.called:
+            no_thread = HostError(
+                f"was not asked to {job.what}: the master can begin no more threads ({error})",
+                host=self._name,
+                remedy="see how many its user may have (ulimit -u), and how much memory is left",
+            )
+            job.done.errback(Failure(no_thread))
 
     def _passed_deadline(self, seat: Seat, job: _Job[Any]) -> None:
         job.timer = None
@@ -240,9 +265,8 @@ class Lane:
             except BaseException as error:  # whatever it is, it belongs to the caller, not to this thread
                 let_go(error)
                 result = Failure(error)
-            returned = partial(self._returned, place, job, result)
-            self._reactor.callFromThread(self._pace.hand_on, returned)
-            del job, result, returned
+            self._pace.arrive(partial(self._returned, place, job, result))
+            del job, result
 
     def _returned(self, place: _Place, job: _Job[Any], result: Any) -> None:
         if job.timer is None:
@@ -265,7 +289,8 @@ class Lane:
     def _is_free(self, place: _Place) -> None:
         if place.seat in self._seats:
             place.seat.free.append(place)
-            self._dispatch()
+            if self._waiting:
+                self._dispatch()
         else:
             place.inbox.put(None)
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable
+from functools import partial
 from typing import Any, TypeVar
 
 import libvirt
@@ -16,6 +17,7 @@ from latentvirt.host.driver import Driver
 from latentvirt.host.further import CLOSE_S, MOST_CONNECTIONS, Further
 from latentvirt.host.lane import Lane, Seat
 from latentvirt.host.opened import Opened, open_connection
+from latentvirt.host.pace import Pace
 from latentvirt.host.watching import Watches
 
 T = TypeVar("T")
@@ -56,6 +58,7 @@ class Link:
         self.opens = 0
         """How many connections there have been; what was asked on an earlier one may be so no more."""
         self._driver = driver
+        self._pace = Pace.of(reactor)
         self._lane = Lane(uri, reactor, CALLS_AT_A_TIME)
         # Opening has a thread to itself: a daemon that accepts and stays mute holds it for good, and
         # then one thread is what it costs.
@@ -226,22 +229,22 @@ class Link:
         }
         return open_connection(self.uri, self._driver, hear, self._on_closed)
 
-    # The three below run on libvirt's event thread: they hand on, and do nothing else.
+    # The three below run on libvirt's event thread: they hand on, in order, and do nothing else.
 
     def _on_closed(self, _: Any, reason: int, connection: Any) -> None:
         said = {
             libvirt.VIR_CONNECT_CLOSE_REASON_EOF: "libvirt closed the connection",
             libvirt.VIR_CONNECT_CLOSE_REASON_KEEPALIVE: "libvirt does not answer keep-alive messages",
         }.get(reason, "the connection broke")
-        self.reactor.callFromThread(self._closed_by_far_end, connection, said)
+        self._pace.arrive(partial(self._closed_by_far_end, connection, said))
 
     def _on_lifecycle(self, _: Any, domain: Any, event: int, detail: int, __: object) -> None:
         uuid = domain.UUIDString()
         news = news_from_lifecycle(event, detail)
         if news is not None:
-            self.reactor.callFromThread(self.watches.tell, uuid, news)
+            self._pace.arrive(partial(self.watches.tell, uuid, news))
         if event in CHANGES:
-            self.reactor.callFromThread(self._changed, uuid, event == libvirt.VIR_DOMAIN_EVENT_STOPPED)
+            self._pace.arrive(partial(self._changed, uuid, event == libvirt.VIR_DOMAIN_EVENT_STOPPED))
 
     def _changed(self, uuid: str, ended: bool) -> None:
         if ended:
@@ -253,7 +256,7 @@ class Link:
     ) -> None:
         news = news_from_io_error(path, reason, action)
         if news is not None:
-            self.reactor.callFromThread(self.watches.tell, domain.UUIDString(), news)
+            self._pace.arrive(partial(self.watches.tell, domain.UUIDString(), news))
 
     def _closed_by_far_end(self, connection: Any, reason: str) -> None:
         opened = self._opened

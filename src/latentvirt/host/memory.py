@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import libvirt
@@ -62,23 +63,29 @@ class MemoryVerbs(UsageVerbs):
         def restore(connection: Any) -> tuple[Any, Created]:
             connection.restoreFlags(path, xml, libvirt.VIR_DOMAIN_SAVE_PAUSED)
             domain = connection.lookupByName(name)
-            self._mark(domain, ownership)
-            try:
-                return domain, domains.read_back(domain)
-            except BaseException:
-                # Nobody knows its UUID yet, so nobody else will end it.
-                domains.destroy(domain)
-                raise
+            return domain, self._read_back(domain, ownership)
 
+        return await self._keep(f"restore the domain from {path}", restore, self._deadlines.save, name)
+
+    async def _keep(
+        self, what: str, make: Callable[[Any], tuple[Any, Created]], deadline_s: float, name: str
+    ) -> Created:
+        """Make a domain, and keep what libvirt gave for it."""
         domain, created = await self._call(
-            f"restore the domain from {path}",
-            restore,
-            deadline_s=self._deadlines.save,
-            domain=name,
-            late=lambda result: domains.destroy(result[0]),
+            what, make, deadline_s=deadline_s, domain=name, late=lambda made: domains.destroy(made[0])
         )
         self._link.keep(created.uuid, domain)
         return created
+
+    def _read_back(self, domain: Any, ownership: Ownership | None) -> Created:
+        """Note whose a new domain is, and read what came of it; for the thread that made it."""
+        self._mark(domain, ownership)
+        try:
+            return domains.read_back(domain)
+        except BaseException:
+            # Nobody knows its UUID yet, so nobody else will end it.
+            domains.destroy(domain)
+            raise
 
     async def versions(self) -> Versions:
         """Say which libvirt and which QEMU the host has now; asked once per connection."""

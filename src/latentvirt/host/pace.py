@@ -28,6 +28,8 @@ class Pace:
     def __init__(self, reactor: Any) -> None:
         self._reactor = weakref.ref(reactor)
         self._line: deque[Callable[[], object]] = deque()
+        self._arrived: deque[Callable[[], object]] = deque()
+        self._awaited = False
         self._window_began = 0.0
         self._spent = 0.0
 
@@ -43,13 +45,38 @@ class Pace:
         return _known[reactor]
 
     def hand_on(self, call: Callable[[], object]) -> None:
-        """Make a call now, or soon if much is done already.
+        """Make a call now, or soon if much is done already; for the reactor's thread.
 
         Args:
             call: takes care of its own errors.
         """
-        self._line.append(call)
-        if len(self._line) > 1:
+        self._add([call])
+
+    def arrive(self, call: Callable[[], object]) -> None:
+        """Make a call soon, on the reactor's thread; for any other.
+
+        Args:
+            call: takes care of its own errors.
+        """
+        self._arrived.append(call)
+        if self._awaited:
+            return  # the reactor is awake, and will see it; to wake it each time costs more than the rest
+        self._awaited = True
+        reactor = self._reactor()
+        if reactor is not None:
+            reactor.callFromThread(self._take_arrived)
+
+    def _take_arrived(self) -> None:
+        self._awaited = False  # first: what comes from here on may be too late for this look
+        arrived = []
+        while self._arrived:
+            arrived.append(self._arrived.popleft())
+        self._add(arrived)
+
+    def _add(self, calls: list[Callable[[], object]]) -> None:
+        going_on = bool(self._line)
+        self._line.extend(calls)
+        if going_on:
             return  # there is a line already, and somebody who goes on with it
         now = time.perf_counter()
         if now - self._window_began > WINDOW_S:

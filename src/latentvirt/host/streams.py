@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import libvirt
+
+from latentvirt.host.pace import Pace
 
 READ_BYTES = 64 * 1024
 WOULD_BLOCK = -2  # what libvirt-python's non-blocking recv and send return for EAGAIN
@@ -29,7 +32,7 @@ class ByteStream:
         on_end: Callable[[], object],
     ) -> None:
         self._stream = stream
-        self._reactor = reactor
+        self._pace = Pace.of(reactor)
         self._on_data = on_data
         self._on_end = on_end
         self._closed = False
@@ -55,10 +58,10 @@ class ByteStream:
             if data == WOULD_BLOCK:
                 return
         if data:
-            self._reactor.callFromThread(self._arrived, data)
+            self._pace.arrive(partial(self._arrived, data))
             return
         self._forget()
-        self._reactor.callFromThread(self._ended)
+        self._pace.arrive(self._ended)
 
     def _forget(self) -> None:
         try:

@@ -28,18 +28,52 @@ class UsageVerbs(Caller):
 
         One call, and one more for each domain that was not seen before: whose it is.
         """
-        # A domain's mark does not change while it runs. What is created meanwhile is added by its thread.
         before = set(self._marks)
+        found = await self._call("see what is in use", self._usage, deadline_s=self._deadlines.create)
+        self._seen(before, found)
+        return found
 
-        def look(connection: Any) -> tuple[DomainUse, ...]:
-            return tuple(sorted(_seen(connection, self._marks), key=lambda use: use.number))
+    async def resume_if(
+        self, uuid: str, why_not: Callable[[tuple[DomainUse, ...]], str]
+    ) -> tuple[tuple[DomainUse, ...], str]:
+        """Let a paused domain run, if what is in use on the host at that moment allows it.
 
-        found = await self._call("see what is in use", look, deadline_s=self._deadlines.create)
+        Args:
+            uuid: of the domain.
+            why_not: takes what `usage` returns, and says why it may not run; empty lets it. It is called on a
+                thread.
+
+        Returns:
+            What was in use, and why the domain does not run; empty if it does.
+        """
+
+        def look_and_resume(domain: Any) -> tuple[tuple[DomainUse, ...], str]:
+            found = self._usage(domain.connect())
+            why = why_not(found)
+            if not why:
+                domain.resume()
+            return found, why
+
+        before = set(self._marks)
+        found, why = await self._on_domain(
+            "see what is in use, and resume the domain",
+            uuid,
+            look_and_resume,
+            deadline_s=self._deadlines.create,
+        )
+        self._seen(before, found)
+        return found, why
+
+    def _usage(self, connection: Any) -> tuple[DomainUse, ...]:
+        return tuple(sorted(_uses(connection, self._marks), key=lambda use: use.number))
+
+    def _seen(self, before: set[tuple[str, int]], found: tuple[DomainUse, ...]) -> None:
+        """Keep whose the domains are that run, and forget those that ran before and do not any more."""
+        # A domain's mark does not change while it runs. What is created meanwhile is added by its thread.
         seen = {(use.uuid, use.number): use.ownership for use in found}
         for ended in before - seen.keys():
             self._marks.pop(ended, None)
         self._marks.update(seen)
-        return found
 
     def _mark(self, domain: Any, ownership: Ownership | None) -> None:
         """Note whose a domain is that was just created; for the thread that did."""
@@ -61,7 +95,7 @@ def _node(connection: Any) -> Node:
     return Node(memory=int(info[1]), cpus=int(info[2]))
 
 
-def _seen(connection: Any, known: dict[tuple[str, int], Ownership | None]) -> Iterable[DomainUse]:
+def _uses(connection: Any, known: dict[tuple[str, int], Ownership | None]) -> Iterable[DomainUse]:
     for domain, memory_kib, vcpus in _sizes(connection):
         uuid, number = str(domain.UUIDString()), int(domain.ID())
         if number < 0:

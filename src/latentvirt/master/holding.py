@@ -28,8 +28,11 @@ FAILED = (FAILURE, EXCEPTION)
 class HoldsOnFailure(AbstractLatentWorker):
     """The part of `LibVirtWorker` that sees how a build ended."""
 
-    _arguments: Arguments | None
     _run: Run | None
+
+    @property
+    def _arguments(self) -> Arguments | None:
+        raise NotImplementedError
 
     def buildFinished(self, wfb: Any) -> Any:
         """Note that a build is over, before Buildbot stops its VM; part of Buildbot's contract."""

@@ -109,6 +109,11 @@ class Holds:
 
     # Who waits for them
 
+    @property
+    def are_any(self) -> bool:
+        """Whether any VM is held."""
+        return bool(self._kept)
+
     def why_not(self, need: Need, record: HostRecord) -> str:
         """Say which held VM a worker's start would be in the way of; empty if there is none.
 

@@ -230,7 +230,7 @@ class Hub(SharedService):
             identify=identify,
             frozen=store,
             claimed=self.is_claimed,
-            admit=record.room.admit if record.room.shared else None,
+            let_run=record.room.let_run,
             clock=self.master.reactor,
             now=time.time,
             secrets=secrets,

@@ -76,6 +76,7 @@ class Placing:
     def __init__(self, hub: Hub) -> None:
         self._hub = hub
         self._lines: dict[Hosts, Line] = {}
+        self._last_line: tuple[Hosts, Line] | None = None
         self._waiting: dict[Hashable, _Wait] = {}
         self._promised: dict[str, HostRecord] = {}
         self._asking = False
@@ -86,26 +87,28 @@ class Placing:
 
     def _views(self, need: Need, records: Sequence[HostRecord]) -> list[HostView]:
         now = self._now
-        readiness_on = self._hub.standbys.readiness_of(need.spec)
+        ready = self._hub.standbys.readiness(need.spec)
+        promised = self._promised.get(need.worker)
+        some_are_held = self._hub.holds.are_any
         views = []
         for record in records:
-            why_not = record.why_not(need.worker, now) or self._hub.holds.why_not(need, record)
-            readiness = readiness_on(record)
-            used = record.used(now, need.worker)
-            views.append(
-                HostView(
-                    uri=record.host.uri,
-                    labels=record.labels,
-                    arch=record.room.arch,
-                    limit=record.room.limits,
-                    # Standbys give way to builds, but for the one that this build takes.
-                    used=used + need.room if readiness == STANDBY_FITS else used,
-                    usable=not why_not,
-                    why_not=why_not,
-                    readiness=readiness,
-                )
-            )
+            view = record.view(now)
+            if some_are_held or record.held or record is promised or view.uri in ready:
+                view = self._seen_by(need, record, view, ready.get(view.uri, 0))
+            views.append(view)
         return views
+
+    def _seen_by(self, need: Need, record: HostRecord, view: HostView, readiness: int) -> HostView:
+        why_not = record.why_not(need.worker, self._now) or self._hub.holds.why_not(need, record)
+        used = record.used(self._now, need.worker)
+        return attrs.evolve(
+            view,
+            # Standbys give way to builds, but for the one that this build takes.
+            used=used + need.room if readiness == STANDBY_FITS else used,
+            usable=not why_not,
+            why_not=why_not,
+            readiness=readiness,
+        )
 
     def reserve(self, need: Need) -> bool:
         """Promise a build's start room on the host that suits it best; False if there is none now.
@@ -158,20 +161,14 @@ class Placing:
 
     def impossible(self, need: Need) -> str | None:
         """Say why no host could ever take a start; None if one could."""
-        as_if_empty = (
-            HostView(
-                uri=record.host.uri, labels=record.labels, arch=record.room.arch, limit=record.room.limits
-            )
-            for record in self._hub.know(need.hosts)
-        )
-        return explain(as_if_empty, need.wish)
+        return explain((record.view(self._now) for record in self._hub.know(need.hosts)), need.wish)
 
     def _choose(self, need: Need, avoid: Collection[str]) -> HostRecord | None:
         records = self._hub.know(need.hosts)
         views = self._views(need, records)
         now = self._now
         rule = Rule(spread=need.hosts.spread, prefer=dict(need.hosts.prefer))
-        line = self._lines.setdefault(need.hosts, Line())
+        line = self._line(need.hosts)
         who = need.waiter
         since = self._waiting[who].since if who in self._waiting else now
         chosen = choose(line.as_seen_by(who, since, views, now), need.wish, rule, avoid)
@@ -182,7 +179,13 @@ class Placing:
             return None
         line.gone(who)
         self._waiting.pop(who, None)
-        return next(record for record in records if record.host.uri == chosen.uri)
+        return self._hub.records[chosen.uri]
+
+    def _line(self, hosts: Hosts) -> Line:
+        # Workers share one list of hosts, and to look a hundred of them up takes a while.
+        if self._last_line is None or self._last_line[0] is not hosts:
+            self._last_line = hosts, self._lines.setdefault(hosts, Line())
+        return self._last_line[1]
 
     def _ask_again(self) -> None:
         if not self._asking:

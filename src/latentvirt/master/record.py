@@ -16,7 +16,7 @@ from latentvirt.host import Host
 from latentvirt.hosts import Hosts
 from latentvirt.master.room import Room
 from latentvirt.names import Ownership, slot_of_number
-from latentvirt.placement import Amounts, total
+from latentvirt.placement import Amounts, HostView, total
 from latentvirt.storage import Storage
 
 FIRST_REST_S = 2.0
@@ -80,6 +80,7 @@ class HostRecord:
     _used: tuple[int, Amounts] | None = attrs.field(init=False, default=None)
     """What is taken, standbys left out, and the room's looks that this is after; None to add it up anew."""
     _first_expires: float = attrs.field(init=False, default=math.inf)
+    _view: HostView | None = attrs.field(init=False, default=None)
 
     def configure(self, connection: Connection, hosts: Hosts) -> None:
         """Take over what the person says now.
@@ -103,6 +104,11 @@ class HostRecord:
     def is_claimed(self, start: str) -> bool:
         """Say whether somebody has a start's VM; one that is only waited for to be gone, nobody claims."""
         return any(start in claim.starts and not claim.ending for claim in self.claims)
+
+    @property
+    def has_frozen(self) -> bool:
+        """Whether there is any frozen image there."""
+        return any(not store.is_empty for store in self.frozen.values())
 
     # Room
 
@@ -163,13 +169,42 @@ class HostRecord:
 
     def why_not(self, worker: str, now: float) -> str:
         """Say why a worker's start does not go there now, whatever the room; empty if it may."""
+        refused = "it refused the worker's last start" if self.held.get(worker, now) > now else ""
+        return self._why_nobody() or refused
+
+    def _why_nobody(self) -> str:
         if self.connection.drain or self.drained:
             return "it is being drained"
         if self.quarantined is not None:
             return f"it is in quarantine: {self.quarantined}"
-        if self.resting is not None:
-            return f"it rests: {self.resting}"
-        return "it refused the worker's last start" if self.held.get(worker, now) > now else ""
+        return "" if self.resting is None else f"it rests: {self.resting}"
+
+    def view(self, now: float) -> HostView:
+        """See the host as it is for a worker that it has neither refused nor promised anything.
+
+        Args:
+            now: the reactor's seconds.
+        """
+        # Each host is seen for each start, and seldom has anything changed there.
+        used, why_not, seen = self.used(now), self._why_nobody(), self._view
+        if (
+            seen is None
+            or seen.used is not used
+            or seen.why_not != why_not
+            or seen.limit is not self.room.limits
+            or seen.arch != self.room.arch
+            or seen.labels is not self.labels
+        ):
+            seen = self._view = HostView(
+                uri=self.host.uri,
+                labels=self.labels,
+                arch=self.room.arch,
+                limit=self.room.limits,
+                used=used,
+                usable=not why_not,
+                why_not=why_not,
+            )
+        return seen
 
     # Places
 

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
+from functools import partial
 
 import attrs
 
@@ -41,6 +42,15 @@ def _too_much(used: Amounts, limits: Limits) -> str:
         if (limit := getattr(limits, name)) is not None and (amount := getattr(used, name)) > limit
     ]
     return " and ".join(over)
+
+
+def _too_much_for(uuid: str, limits: Limits, found: Sequence[DomainUse]) -> str:
+    """Say what would be over the limit with a domain and those that were created before it; on any thread."""
+    mine = next((use for use in found if use.uuid == uuid), None)
+    if mine is None:
+        return ""  # it has ended; to resume it will say so
+    used = total(room_of(use) for use in found if use.number <= mine.number)
+    return "" if used.fits(limits) else _too_much(used, limits)
 
 
 @attrs.define(eq=False)
@@ -136,22 +146,20 @@ class Room:
         await self._measure()
         if self.arch is None:
             self.arch = (await self.host.capabilities()).arch
-        await self._list()
+        self._note(await self.host.usage())
 
     async def _measure(self) -> None:
         if self.node is None:
             self.node = await self.host.node()
             self.limits = self._limits()
 
-    async def _list(self) -> tuple[DomainUse, ...]:
-        found = await self.host.usage()
+    def _note(self, found: Iterable[DomainUse]) -> None:
         self._seen = {use.uuid: use for use in found}
         self.looks += 1
         self.looked_at = self.host.reactor.seconds()
-        return found
 
-    async def admit(self, uuid: str) -> None:
-        """Let a paused domain run if there is room for it and all that was created before it.
+    async def let_run(self, uuid: str) -> None:
+        """Let a paused domain run, if there is room for it and all that was created before it.
 
         Who created his domain later withdraws, so that of two masters that take the last room at the same
         time exactly one gets it, and what runs never takes more than there is.
@@ -163,16 +171,10 @@ class Room:
             HostFull: there is none.
         """
         if not self.shared:
+            await self.host.resume(uuid)
             return
         await self._measure()
-        found = await self._list()
-        mine = next((use for use in found if use.uuid == uuid), None)
-        if mine is None:
-            return  # it has ended; to resume it will say so
-        used = total(room_of(use) for use in found if use.number <= mine.number)
-        if not used.fits(self.limits):
-            raise HostFull(
-                f"others were quicker: with this VM {_too_much(used, self.limits)}",
-                host=self.host.uri,
-                domain=mine.name,
-            )
+        found, too_much = await self.host.resume_if(uuid, partial(_too_much_for, uuid, self.limits))
+        self._note(found)
+        if too_much:
+            raise HostFull(f"others were quicker: with this VM {too_much}", host=self.host.uri)

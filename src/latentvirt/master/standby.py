@@ -127,17 +127,17 @@ class Standbys:
         """Note what a VM took on a host; the next one like it will probably take the same."""
         self._kinds.note(record.host.uri, spec, planned)
 
-    def readiness_of(self, spec: MachineSpec) -> Callable[[HostRecord], int]:
-        """Say how soon a VM could run, of each host: `STANDBY_FITS`, `FROZEN_FITS`, or else 0.
+    def readiness(self, spec: MachineSpec) -> dict[str, int]:
+        """Say on which hosts a VM need not boot: by URI, `STANDBY_FITS` or `FROZEN_FITS`.
 
         Args:
             spec: what it is to be.
         """
-        plans = self._kinds.plans(spec)
-        return lambda record: self._readiness(record, plans.get(record.host.uri))
+        records, plans = self._hub.records, self._kinds.plans(spec)
+        return {uri: how for uri, plan in plans.items() if (how := self._readiness(records[uri], plan))}
 
-    def _readiness(self, record: HostRecord, planned: Plan | None) -> int:
-        if planned is None or not planned.fingerprint:
+    def _readiness(self, record: HostRecord, planned: Plan) -> int:
+        if not planned.fingerprint or not (self._on(record) or record.has_frozen):
             return 0
         if self._find(record, planned, ready=True) is not None:
             return STANDBY_FITS
@@ -276,8 +276,7 @@ class Standbys:
 
     async def _tend(self, record: HostRecord) -> None:
         now = self._hub.master.reactor.seconds()
-        quiet = now - self._busy_at.get(record.host.uri, now)
-        ahead = AHEAD_AFTER_S <= quiet <= AHEAD_UNTIL_S
+        ahead = AHEAD_AFTER_S <= now - self._busy_at.get(record.host.uri, now) <= AHEAD_UNTIL_S
         plans = await self._foreseen(record, all_workers=ahead)
         wanted = Counter(planned.fingerprint for planned, standby in plans if standby)
         for waiting in list(self._on(record)):
@@ -349,14 +348,15 @@ class Standbys:
         except BaseException as error:
             # Most often it is called off because a build needs its place: no reason to make none for a while.
             if isinstance(error, LatentvirtError) and not isinstance(error, StartCancelled):
-                self._not_before[record.host.uri] = self._hub.master.reactor.seconds() + AFTER_FAILURE_S
+                if not isinstance(error, HostUnreachable):  # then it rests, and is seen to after that
+                    self._not_before[record.host.uri] = self._hub.master.reactor.seconds() + AFTER_FAILURE_S
                 logger.warning("%s: no standby could be made: %s", record.host.uri, error)
                 if isinstance(error, GuestFailed):
                     store.refuse(planned.fingerprint, error.what)
             await self._end(waiting)
-            if not isinstance(error, LatentvirtError):
-                raise  # a fault of ours, which keeps no place either
-            return None
+            if isinstance(error, LatentvirtError) and not isinstance(error, HostUnreachable):
+                return None
+            raise  # the host's, or a fault of ours, which keeps no place either
         finally:
             made, waiting.made = waiting.made, []
             for waiter in made:

@@ -33,6 +33,7 @@ from latentvirt.master.checking import refuse_others_macs
 from latentvirt.master.goodbye import GoodbyeInTime
 from latentvirt.master.holding import HoldsOnFailure
 from latentvirt.master.hub import Hub
+from latentvirt.master.needs import Needs
 from latentvirt.master.password import PasswordGate
 from latentvirt.master.placing import Need
 from latentvirt.master.record import HostRecord
@@ -91,11 +92,10 @@ class LibVirtWorker(HoldsOnFailure, GoodbyeInTime, CompatibleLatentWorkerMixin, 
     def __init__(self, name: str, password: Any, *args: Any, **kwargs: Any) -> None:
         self._gate = PasswordGate()
         self._hub: Hub | None = None
-        self._arguments: Arguments | None = None
         self._run: Run | None = None
         self._cancel: defer.Deferred[None] | None = None
         self._blameless = False
-        self._last_need: Need | None = None
+        self._needs: Needs | None = None
         self._host_key: PrivateKey | None = None
         self._began = 0.0
         if len(args) > len(POSITIONAL):
@@ -136,12 +136,14 @@ class LibVirtWorker(HoldsOnFailure, GoodbyeInTime, CompatibleLatentWorkerMixin, 
     def reconfigService(self, name: str, password: Any, **kwargs: Any) -> Any:
         """Take over new arguments; they hold from the next start on, a running build is not disturbed."""
         ours, buildbots = split_arguments(kwargs)
-        self._arguments = read_arguments(password, **ours)
-        self._last_need = None
+        self._take_over(read_arguments(password, **ours))
         self._hub = yield Hub.getService(self.master)
         yield super().reconfigService(name, password, **buildbots)
         if self.running:
             self._announce()
+
+    def _take_over(self, arguments: Arguments) -> None:
+        self._needs = Needs(self.name, arguments)
 
     @defer.inlineCallbacks
     def startService(self) -> Any:
@@ -156,10 +158,15 @@ class LibVirtWorker(HoldsOnFailure, GoodbyeInTime, CompatibleLatentWorkerMixin, 
         announced.addErrback(lambda failure: log.err(failure, f"latentvirt: announcing {self.name}"))
         self._deferwaiter.add(announced)
 
+    @property
+    def _arguments(self) -> Arguments | None:
+        return None if self._needs is None else self._needs.arguments
+
     def _parts(self) -> tuple[Arguments, Hub]:
-        if self._arguments is None or self._hub is None:
+        arguments, hub = self._arguments, self._hub
+        if arguments is None or hub is None:
             raise ConfigError(f"worker {self.name} is not configured yet")
-        return self._arguments, self._hub
+        return arguments, hub
 
     # Before a build
 
@@ -168,14 +175,9 @@ class LibVirtWorker(HoldsOnFailure, GoodbyeInTime, CompatibleLatentWorkerMixin, 
         return defer.ensureDeferred(self._need(build))
 
     async def _need(self, build: Any) -> Need:
-        arguments, _ = self._parts()
-        values: Any = arguments.rendered
-        if build is None:
-            return arguments.need(self.name, values)
-        values = [await build.render(value) for value in values]
-        builder = str(build.getProperty("buildername", ""))
-        self._last_need = need = arguments.need(self.name, values, builder)
-        return need
+        self._parts()
+        assert self._needs is not None
+        return await self._needs.of(build)
 
     # What its next build will need
 
@@ -186,12 +188,12 @@ class LibVirtWorker(HoldsOnFailure, GoodbyeInTime, CompatibleLatentWorkerMixin, 
 
     def foreseen(self) -> tuple[HostRecord, MachineSpec] | None:
         """Say where and what its next VM will probably be; None while it has one, or nobody can tell."""
-        if self._run is not None or not self.running or self._hub is None or self._arguments is None:
+        if self._run is not None or not self.running or self._hub is None or self._needs is None:
             return None
-        need = self._foreseen_need()
+        need = self._needs.foreseen
         usable = [
             record
-            for record in self._hub.know(self._arguments.hosts)
+            for record in self._hub.know(self._needs.arguments.hosts)
             if not record.why_not(self.name, self.master.reactor.seconds())
         ]
         if need is None or not usable:
@@ -199,17 +201,14 @@ class LibVirtWorker(HoldsOnFailure, GoodbyeInTime, CompatibleLatentWorkerMixin, 
         # Always the same host, as long as hosts come and go, so that no standby is made in vain.
         return usable[zlib.crc32(self.name.encode()) % len(usable)], need.spec
 
-    def _foreseen_need(self) -> Need | None:
-        arguments, _ = self._parts()
-        return self._last_need or arguments.static_need(self.name)
-
     def readiness(self) -> int:
         """Say how soon it could begin: 2 with a standby, 1 with a frozen image, else 0."""
         arguments, hub = self._parts()
-        need = self._foreseen_need()
+        need = self._needs.foreseen if self._needs is not None else None
         if need is None:
             return 0
-        return max(map(hub.standbys.readiness_of(need.spec), hub.know(arguments.hosts)))
+        ready = hub.standbys.readiness(need.spec)
+        return max(ready.get(record.host.uri, 0) for record in hub.know(arguments.hosts))
 
     @defer.inlineCallbacks
     def isCompatibleWithBuild(self, build: Any) -> Any:

@@ -30,21 +30,17 @@ class PoolStorage:
     host: Host
     owner: str
     folder: str
-    _probing: defer.DeferredLock = attrs.field(factory=defer.DeferredLock)
-    _prepared_on: int | None = None
+    directory: str = attrs.field(init=False)
+    """Path of our own directory on the host."""
+    _pool: str = attrs.field(init=False)
+    _probing: defer.DeferredLock = attrs.field(init=False, factory=defer.DeferredLock)
+    _prepared_on: int | None = attrs.field(init=False, default=None)
     _looks: Flights[ImageView] = attrs.field(init=False)
 
     def __attrs_post_init__(self) -> None:
+        self.directory = posixpath.join(self.folder, directory_name(self.owner))
+        self._pool = pool_name(self.owner, self.folder)
         self._looks = Flights(self.host.hand_on)
-
-    @property
-    def directory(self) -> str:
-        """Path of our own directory on the host."""
-        return posixpath.join(self.folder, directory_name(self.owner))
-
-    @property
-    def _pool(self) -> str:
-        return pool_name(self.owner, self.folder)
 
     async def prepare(self) -> None:
         """See to it that the directory and its pool are there; once per connection, see `_in_pool`."""
