@@ -81,10 +81,7 @@ async def one_start(simulation: Simulation) -> tuple[Counter[str], int]:
     """Start one VM by itself; returns its calls, and how many of them followed on each other."""
     await pause(QUIET_S)  # hosts are looked at shortly after something has happened there
     before = simulation.inside.calls()
-    simulation.inside.take(LATENCY_S)
-    began = time.perf_counter()
-    await start_all(simulation.workers[:1], simulation.builds(1))
-    took = time.perf_counter() - began
+    took = await burst(simulation, 1)
     there = simulation.inside.running().index(1)
     calls = calls_of(before, simulation.inside.calls())[there]
     simulation.inside.take(0.0)
@@ -93,14 +90,11 @@ async def one_start(simulation: Simulation) -> tuple[Counter[str], int]:
 
 
 async def burst(simulation: Simulation, starts: int) -> float:
-    """Start VMs, each call as slow as it is far; returns the seconds."""
-    await pause(QUIET_S)
+    """Start VMs, each call as slow as it is far, as it is left afterwards; returns the seconds."""
     simulation.inside.take(LATENCY_S)
     began = time.perf_counter()
-    await start_all(simulation.workers, simulation.builds(starts))
-    took = time.perf_counter() - began
-    simulation.inside.take(0.0)
-    return took
+    await start_all(simulation.workers[:starts], simulation.builds(starts))
+    return time.perf_counter() - began
 
 
 async def latentvirt(hosts: Hosts, starts: int, profile: cProfile.Profile | None = None) -> dict[str, Any]:
@@ -120,17 +114,16 @@ async def latentvirt(hosts: Hosts, starts: int, profile: cProfile.Profile | None
         raise SystemExit(f"{cold} of {each} hosts were passed over when each was to start one VM")
     await simulation.stop_all()
     first = await burst(simulation, starts)
+    simulation.inside.take(0.0)
     await simulation.stop_all()
     alone, chain = await one_start(simulation)
     before = simulation.inside.calls()
-    simulation.inside.take(LATENCY_S)
     heart = Heart()
     heart.start()
     if profile is not None:
         profile.enable()
-    began, process, reactor = time.perf_counter(), time.process_time(), time.thread_time()
-    await start_all(simulation.workers, simulation.builds(starts))
-    took = time.perf_counter() - began
+    process, reactor = time.process_time(), time.thread_time()
+    took = await burst(simulation, starts)
     process, reactor = time.process_time() - process, time.thread_time() - reactor
     if profile is not None:
         profile.disable()

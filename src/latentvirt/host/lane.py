@@ -238,8 +238,8 @@ class Lane:
         assert job is not None
         if job.timer is None:
             place.seat.overdue -= 1
-            return
-        job.timer.cancel()
+        else:
+            job.timer.cancel()
         if not job.done.called:
             no_thread = HostError(
                 f"was not asked to {job.what}: the master can begin no more threads ({error})",
@@ -247,6 +247,7 @@ class Lane:
                 remedy="see how many its user may have (ulimit -u), and how much memory is left",
             )
             job.done.errback(Failure(no_thread))
+        self._dispatch()  # else nobody would take up what waits in line
 
     def _passed_deadline(self, seat: Seat, job: _Job[Any]) -> None:
         job.timer = None

@@ -32,11 +32,15 @@ class Beginner:
         Args:
             name: of the thread.
             do: what it does.
-            failed: called, on another thread, if there can be no more threads.
+            failed: called, on any thread, if there can be no more threads.
         """
         with self._lock:
             if not self._begun:
-                threading.Thread(target=self._serve, name="latentvirt threads", daemon=True).start()
+                try:
+                    threading.Thread(target=self._serve, name="latentvirt threads", daemon=True).start()
+                except Exception as error:
+                    failed(error)
+                    return
                 self._begun = True
         self._wanted.put(_Wanted(name, do, failed))
 
