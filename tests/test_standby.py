@@ -414,6 +414,15 @@ def test_a_build_prefers_the_worker_that_can_begin_soonest(master: StageMaster) 
     assert prefer_ready(None, [], None) is None
 
 
+def test_builds_that_are_to_boot_are_not_drawn_to_what_they_do_not_take(master: StageMaster) -> None:
+    """With start='boot' neither a standby nor a frozen image counts for the choice of a worker or a host."""
+    boots = a_worker(master, "boots", start="boot")
+    built(boots)
+    tend(master, a_worker(master, "ready", standby=True))
+    built(a_worker(master, "warm"))
+    assert on_reactor(lambda: boots.readiness()) == 0
+
+
 def test_slots_are_frozen_ahead_when_the_host_is_idle(
     master: StageMaster, monkeypatch: pytest.MonkeyPatch
 ) -> None:

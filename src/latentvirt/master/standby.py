@@ -133,6 +133,8 @@ class Standbys:
         Args:
             spec: what it is to be.
         """
+        if spec.start == "boot":
+            return {}  # it takes nothing of what is there
         records, plans = self._hub.records, self._kinds.plans(spec)
         return {uri: how for uri, plan in plans.items() if (how := self._readiness(records[uri], plan))}
 
