@@ -80,6 +80,7 @@ class Placing:
         self._waiting: dict[Hashable, _Wait] = {}
         self._promised: dict[str, HostRecord] = {}
         self._asking = False
+        self._expiring = False
 
     @property
     def _now(self) -> float:
@@ -122,13 +123,27 @@ class Placing:
         self.withdraw(need)
         record.promise(need.worker, self._now + RESERVATION_S, need.room)
         self._promised[need.worker] = record
-        self._hub.master.reactor.callLater(RESERVATION_S, self._expire, record, need.worker)
+        self._expire_later(RESERVATION_S)
         return True
 
-    def _expire(self, record: HostRecord, worker: str) -> None:
-        promise = record.reserved.get(worker)
-        if promise is not None and promise.until <= self._now:
+    def _expire_later(self, seconds: float) -> None:
+        # One call for all promises: most of them are kept at once, and a call for each would lie about.
+        if not self._expiring:
+            self._expiring = True
+            self._hub.master.reactor.callLater(seconds, self._expire)
+
+    def _expire(self) -> None:
+        self._expiring = False
+        now, expired = self._now, False
+        for worker, record in list(self._promised.items()):
+            promise = record.reserved.get(worker)
+            if promise is not None and promise.until > now:
+                self._expire_later(promise.until - now)  # those that follow were made later
+                break
+            del self._promised[worker]
             record.withdraw(worker)
+            expired = True
+        if expired:
             self._hub.wake()
 
     def withdraw(self, need: Need) -> None:
