@@ -6,9 +6,9 @@ import pytest
 
 from domainxml.support import UUID, capabilities, capabilities_text
 from latentvirt.capabilities import HostCapabilities, cpu_features_of, read_capabilities
-from latentvirt.config import Size
 from latentvirt.domainxml import generate, parse
 from latentvirt.errors import HostError
+from latentvirt.sizes import Size
 
 
 def read(

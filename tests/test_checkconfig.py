@@ -23,7 +23,7 @@ c['builders'] = [util.BuilderConfig('b', workernames=['minion1'], factory=util.B
 c['schedulers'] = [schedulers.ForceScheduler('force', builderNames=['b'])]
 """
 
-DIRECT = "from latentvirt import Connection, LibVirtWorker"
+DIRECT = "from latentvirt import Connection, Flavor, LibVirtWorker, Size"
 PLUGINS = "LibVirtWorker, Connection = worker.latentvirt.LibVirtWorker, util.latentvirt.Connection"
 IN_TREE = """
 from latentvirt import LibVirtWorker
@@ -134,6 +134,66 @@ def test_documented_configurations_pass(tmp_path: Path, imports: str, worker: st
             "LibVirtWorker('minion1', 12345, Connection('qemu:///session'), '/images/minion1')",
             ["password is not a string", "util.Secret"],
             id="password not a string",
+        ),
+        pytest.param(
+            "LibVirtWorker('minion1', 'sekrit', '/images/minion1', '/images/base', uri='qemu:///system')",
+            ["not the path '/images/minion1'", "hd_image=", "base_image="],
+            id="the order of Buildbot 4",
+        ),
+        pytest.param(
+            "LibVirtWorker('minion1', 'sekrit', [Connection('qemu:///session')], '/images/minion1')",
+            ["the connection is a list", "Hosts("],
+            id="list of hosts",
+        ),
+        pytest.param(
+            "LibVirtWorker('minion1', 'sekrit', Connection('qemu+shh://host/system'), '/images/minion1')",
+            ["no transport 'shh'", "'qemu+ssh://user@host/system'"],
+            id="no such transport",
+        ),
+        pytest.param(
+            FIRST + ", xml='/etc/libvirt/qemu/minion1.xml')",
+            ["xml='/etc/libvirt/qemu/minion1.xml' is a path", "open("],
+            id="path of XML",
+        ),
+        pytest.param(
+            "LibVirtWorker('minion1', '', Connection('qemu:///session'), '/images/minion1')",
+            ["password is empty", "None for one-time passwords"],
+            id="empty password",
+        ),
+        pytest.param(
+            FIRST + ", start=util.Property('start'))",
+            ["start cannot depend on a build's properties", "hd_image, base_image"],
+            id="renderable where there can be none",
+        ),
+        pytest.param(
+            FIRST + ", masterFQDN=lambda: {}['fqdn'])",
+            ["the function that is masterFQDN failed: KeyError('fqdn')", "'host:port'"],
+            id="function that fails",
+        ),
+        pytest.param(
+            FIRST + ", size=Size(memory='2 GB of ram'))",
+            ["memory='2 GB of ram' is not an amount", "'4 GiB'"],
+            id="size that is none",
+        ),
+        pytest.param(
+            FIRST + ", flavors=[Flavor('small', vcpus=0)])",
+            ["vcpus=0 is not a number of processors"],
+            id="flavor without processors",
+        ),
+        pytest.param(
+            FIRST + ", flavors=[Flavor('small', labels='fast')])",
+            ["labels='fast' is not a mapping"],
+            id="labels without names",
+        ),
+        pytest.param(
+            FIRST + ", size=Size(), requires={'memroy': '1 GiB'})",
+            ["memroy"],
+            id="requirement of nobody knows what",
+        ),
+        pytest.param(
+            FIRST + ", size=Size(), requires={'memory': '64 GiB'})",
+            ["memory", "64 GiB"],
+            id="requirement beyond the size",
         ),
         pytest.param(
             FIRST + ", base_format='banana')",

@@ -6,8 +6,9 @@ from typing import Any
 
 import pytest
 
-from latentvirt.config import BYTES_PER_MIB, Connection, Size, mebibytes
+from latentvirt.config import BYTES_PER_MIB, Connection, mebibytes
 from latentvirt.errors import ConfigError
+from latentvirt.sizes import Size
 
 
 @pytest.mark.parametrize(
@@ -53,7 +54,7 @@ def test_a_size_is_read() -> None:
 def test_what_is_no_number_of_processors(vcpus: Any) -> None:
     """A VM has at least one processor, and a whole number of them."""
     with pytest.raises(ConfigError, match="vcpus="):
-        Size(vcpus=vcpus)
+        Size(vcpus=vcpus).check()
 
 
 @pytest.mark.parametrize(

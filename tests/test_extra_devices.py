@@ -11,10 +11,10 @@ import attrs
 import pytest
 
 import scenes
-from latentvirt.config import Size
 from latentvirt.devices import Disk, Nic, read_disks, read_nics
 from latentvirt.domainxml import files_of_disks, parse
 from latentvirt.names import FileName, slot_of_number
+from latentvirt.sizes import Size
 from latentvirt.spec import Kind, StartMode
 from planned import PlannedMachine
 from reactorthread import run

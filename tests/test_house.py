@@ -35,7 +35,7 @@ FLOORS = (
     {"claim", "undertaking"},
     {"capabilities", "names", "placement", "spec", "requirements"},
     {"aliases", "devices", "hosts"},
-    {"config"},
+    {"config", "sizes"},
     {"hold", "labels"},
     {"amounts", "durations", "imagefiles"},
     {"errors", "flights", "hostkeys", "picture", "showing", "_version"},

@@ -12,7 +12,7 @@ from twisted.internet import defer
 
 from contract.backends import domain_xml
 from latentvirt.claim import Claim
-from latentvirt.config import Connection, Size
+from latentvirt.config import Connection
 from latentvirt.devices import Disk, Nic, read_disks, read_nics
 from latentvirt.domainxml import GuestMark, guest_of, parse
 from latentvirt.errors import (
@@ -30,6 +30,7 @@ from latentvirt.host import Host
 from latentvirt.hostkeys import HostKey
 from latentvirt.listening import Listening
 from latentvirt.names import Ownership, directory_name
+from latentvirt.sizes import Size
 from latentvirt.spec import MachineSpec
 from latentvirt.storage import open_storage
 from latentvirt.testing import FakeGuest, FakeHostState, FakeLibvirt
@@ -325,6 +326,17 @@ def test_a_foreign_domain_of_our_name_is_left_alone(scene: Scene) -> None:
     with pytest.raises(ForeignDomain):
         run(scene.machine(kind="xml", xml=domain_xml("theirs", disk="/images/hd.img", marked=None)).start())
     assert scene.inspector.running() == [NAME, "theirs"]
+
+
+def test_a_name_that_was_taken_and_is_free_now_is_used(scene: Scene) -> None:
+    """A start that met a VM which a sweep was just ending goes on where that VM was."""
+    taken = "operation failed: domain already exists"
+    scene.inspector.trouble.fail_next("createXML", libvirt.VIR_ERR_OPERATION_FAILED, taken)
+    machine = scene.machine()
+    run(machine.start())
+    assert scene.inspector.running() == [NAME]
+    run(machine.stop())
+    assert scene.left() == NOTHING
 
 
 def test_a_leftover_of_ours_makes_room(scene: Scene) -> None:

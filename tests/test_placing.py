@@ -16,6 +16,7 @@ from buildbot.interfaces import (
     LatentWorkerFailedToSubstantiate,
 )
 from buildbot.process.properties import Property
+from twisted.internet import defer
 
 from latentvirt import Flavor, Image, drain, host_states, prefer_dynamic, prefer_static, release
 from latentvirt import workers as many
@@ -231,6 +232,25 @@ def test_what_a_single_host_could_never_have_does_not_wait_for_ever(master: Stag
     assert may(worker)
     with pytest.raises(LatentWorkerCannotSubstantiate, match="memory is at most 512 MiB, not 1024 MiB"):
         start(worker)
+
+
+def test_a_renderable_that_raises_ends_its_build_and_blocks_no_other(master: StageMaster) -> None:
+    """A build whose renderable fails is started and ends, naming worker, argument and error."""
+
+    class Failing(Wishing):
+        """A build for which a renderable raises."""
+
+        def render(self, value: Any) -> Any:
+            """Fail where there is something to render."""
+            return defer.fail(KeyError("windows")) if IRenderable.providedBy(value) else super().render(value)
+
+    (worker,) = workers(master, 1, requires=Property("requires"))
+    assert may(worker, Failing())
+    said = "worker w0: requires could not be rendered for this build: KeyError\\('windows'\\).*look at"
+    with pytest.raises(LatentWorkerCannotSubstantiate, match=said):
+        start(worker, Failing())
+    stop(worker)
+    assert may(worker)
 
 
 def test_a_start_that_fails_on_one_host_goes_on_on_the_next(master: StageMaster) -> None:

@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from latentvirt import Flavor, Size
-from latentvirt.config import MIB_PER_UNIT, check_flavors, mebibytes
+from latentvirt.config import MIB_PER_UNIT, mebibytes
 from latentvirt.errors import ConfigError, ImpossibleWish, LatentvirtError
 from latentvirt.requirements import (
     CRITERIA,
@@ -23,6 +23,7 @@ from latentvirt.requirements import (
     host_labels,
     read_requirements,
 )
+from latentvirt.sizes import check_flavors
 
 SMALL = Flavor("small", memory="1 GiB", vcpus=1, disk="10 GiB")
 MEDIUM = Flavor("medium", memory="4 GiB", vcpus=2, disk="20 GiB")
@@ -145,7 +146,7 @@ def test_flavors_are_compared_by_what_they_mean() -> None:
 def test_what_is_no_flavor(wrong: dict[str, Any], message: str) -> None:
     """What cannot be a flavor's argument is named, with how to write it."""
     with pytest.raises(ConfigError, match=f"(?s){message}.*What to do: write"):
-        Flavor("f", **wrong)
+        Flavor("f", **wrong).check()
 
 
 @pytest.mark.parametrize(

@@ -161,7 +161,7 @@ def test_without_a_password_only_the_one_time_one_is_good(master: StageMaster) -
 
 def test_a_hosts_fault_is_tried_again_and_no_quarantine(master: StageMaster, worker: LibVirtWorker) -> None:
     """A refusal by libvirt retries the build, and leaves the worker out of quarantine."""
-    master.fake.inspect(URI).trouble.fail_next("createXML", libvirt.VIR_ERR_OPERATION_FAILED)
+    master.fake.inspect(URI).trouble.fail_next("createXML", libvirt.VIR_ERR_INTERNAL_ERROR)
     with pytest.raises(LatentWorkerFailedToSubstantiate, match="could not create the domain"):
         _start(worker)
     _stop(worker)
@@ -203,7 +203,7 @@ def test_a_build_is_tried_so_often_and_no_more(master: StageMaster, worker: LibV
     """A build whose VM never comes up ends after five tries; another build is not concerned."""
     trouble = master.fake.inspect(URI).trouble
     for _ in range(TRIES_OF_A_BUILD):
-        trouble.fail_next("createXML", libvirt.VIR_ERR_OPERATION_FAILED)
+        trouble.fail_next("createXML", libvirt.VIR_ERR_INTERNAL_ERROR)
         with pytest.raises(LatentWorkerFailedToSubstantiate):
             _start(worker, Build(7))
         _stop(worker)

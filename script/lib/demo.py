@@ -1,4 +1,4 @@
-"""Run three builds on three fresh VMs under a real master, show how long each part took, count what is left.
+"""Run four builds on four fresh VMs under a real master, show how long each part took, count what is left.
 
 All lies in a folder of its own, the hypervisor's driver included (qemu:///embed), so that nothing of the
 machine's is touched and several of these may run at once.
@@ -400,7 +400,7 @@ def terminated(number: int, _frame: object) -> NoReturn:
 
 def parse_arguments() -> argparse.Namespace:
     """Read the command line."""
-    parser = argparse.ArgumentParser(prog="script/demo", description="Three builds on three fresh VMs.")
+    parser = argparse.ArgumentParser(prog="script/demo", description="Four builds on four fresh VMs.")
     parser.add_argument("--serve", action="store_true", help="leave the master up, with its web page")
     parser.add_argument("--keep", action="store_true", help="keep the folder with the logs")
     parser.add_argument("--image", action="store_true", help="only build the guest image")

@@ -6,9 +6,10 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 from latentvirt._version import __version__
-from latentvirt.config import Connection, Flavor, Image, Size
+from latentvirt.config import Connection, Image
 from latentvirt.devices import Disk, Nic
 from latentvirt.hosts import Hosts
+from latentvirt.sizes import Flavor, Size
 
 if TYPE_CHECKING:
     from latentvirt.master.choosing import prefer_dynamic, prefer_ready, prefer_static

@@ -14,94 +14,11 @@ from latentvirt.amounts import MIB_PER_UNIT as MIB_PER_UNIT
 from latentvirt.amounts import MORE_THAN_ANY_AMOUNT as MORE_THAN_ANY_AMOUNT
 from latentvirt.amounts import mebibytes as mebibytes
 from latentvirt.errors import ConfigError
-from latentvirt.labels import Labels, is_text, read_labels
+from latentvirt.labels import is_text
 from latentvirt.showing import shown
 
 DEFAULT_FROZEN_SPACE = "20 GiB"
 DEFAULT_IMAGES = "/var/lib/libvirt/images"
-
-
-def _memory(value: int | str) -> int:
-    return mebibytes(value, "memory")
-
-
-def _disk(value: int | str | None) -> int | None:
-    return None if value is None else mebibytes(value, "disk")
-
-
-def _check_vcpus(_: object, attribute: object, value: object) -> None:
-    if not isinstance(value, int) or isinstance(value, bool) or value < 1:
-        raise ConfigError(f"vcpus={shown(value)} is not a number of processors", remedy="write 1 or more")
-
-
-@attrs.frozen(kw_only=True)
-class Size:
-    """How large a generated VM is.
-
-    Args:
-        memory: MiB, or a string with a unit such as ``'4 GiB'``.
-        vcpus: number of virtual processors.
-        disk: size of the system disk, as ``memory``; None leaves it as large as the base image.
-    """
-
-    memory: int = attrs.field(default=1024, converter=_memory)
-    vcpus: int = attrs.field(default=1, validator=_check_vcpus)
-    disk: int | None = attrs.field(default=None, converter=_disk)
-
-
-def _flavor_labels(given: object) -> Labels:
-    return read_labels(given, "labels")
-
-
-@attrs.frozen
-class Flavor:
-    """Name a size that builds may be given.
-
-    Args:
-        name: what messages call it.
-        memory: as in `Size`.
-        vcpus: as in `Size`.
-        disk: as in `Size`.
-        labels: what a host must have to run such VMs: of each label a value, or a list of those that will do.
-    """
-
-    name: str
-    memory: int = attrs.field(default=1024, converter=_memory, kw_only=True)
-    vcpus: int = attrs.field(default=1, validator=_check_vcpus, kw_only=True)
-    disk: int | None = attrs.field(default=None, converter=_disk, kw_only=True)
-    labels: Labels = attrs.field(factory=dict, converter=_flavor_labels, kw_only=True)
-
-    @classmethod
-    def of(cls, size: Size, name: str = "this worker's size") -> Flavor:
-        """Make the only flavor of a worker that has but a size."""
-        return cls(name, memory=size.memory, vcpus=size.vcpus, disk=size.disk)
-
-    @property
-    def size(self) -> Size:
-        """How large such a VM is."""
-        return Size(memory=self.memory, vcpus=self.vcpus, disk=self.disk)
-
-
-def check_flavors(flavors: Iterable[object]) -> None:
-    """Check a worker's flavors.
-
-    Raises:
-        ConfigError: one is no `Flavor`, has no name to tell it by, or the same as another.
-    """
-    seen = set()
-    for flavor in flavors:
-        if not isinstance(flavor, Flavor):
-            raise ConfigError(
-                f"flavors has {shown(flavor)}, which is no Flavor",
-                remedy="write Flavor('small', memory='1 GiB', vcpus=1)",
-            )
-        if not is_text(flavor.name):
-            raise ConfigError(
-                f"a flavor's name is {shown(flavor.name)}", remedy="give it one that can be read: 'small'"
-            )
-        if flavor.name in seen:
-            raise ConfigError(f"two flavors are called {flavor.name!r}", remedy="rename one of them")
-        seen.add(flavor.name)
 
 
 EMBED_SCHEME = "qemu"
@@ -115,6 +32,9 @@ DRIVERS = frozenset(
     }
 )
 """What libvirt's connection URIs can begin with; latentvirt is tried with ``qemu`` and ``test``."""
+
+TRANSPORTS = frozenset({"ext", "libssh", "libssh2", "ssh", "tcp", "tls", "unix"})
+"""How libvirt's client reaches a daemon (libvirt's page on remote support)."""
 
 _ALIAS = re.compile(r"[A-Za-z0-9_.-]+")
 """Whether there is such an alias only libvirt's own configuration knows."""
@@ -217,12 +137,13 @@ class Connection:
                 remedy="write driver[+transport]://[user@][host][:port]/path, as in 'qemu:///session' or "
                 "'qemu+ssh://user@host/system'",
             )
-        scheme = urlsplit(uri).scheme.partition("+")[0] if _is_uri(uri) else ""
-        if scheme and scheme not in DRIVERS:
-            raise ConfigError(
-                f"connection URI {uri!r}: libvirt has no driver {scheme!r}",
-                remedy="write one such as 'qemu:///system' or 'qemu+ssh://user@host/system'",
-            )
+        driver, _, transport = (urlsplit(uri).scheme if _is_uri(uri) else "").partition("+")
+        for what, part, known in (("driver", driver, DRIVERS), ("transport", transport, TRANSPORTS)):
+            if part and part not in known:
+                raise ConfigError(
+                    f"connection URI {uri!r}: libvirt has no {what} {part!r}",
+                    remedy="write one such as 'qemu:///system' or 'qemu+ssh://user@host/system'",
+                )
         for what, number, unit in (("slots", self.slots, "VMs"), ("vcpus", self.vcpus, "processors")):
             whole = isinstance(number, int) and not isinstance(number, bool)
             if number is not None and (not whole or number < 1):

@@ -15,7 +15,7 @@ from latentvirt.errors import BadFrozenImage, ForeignDomain, HostError, HostUnre
 from latentvirt.frozen import FrozenImage, FrozenStore
 from latentvirt.guest import Identity
 from latentvirt.hold import Hold
-from latentvirt.host import Created, DomainNews, Host, Watch
+from latentvirt.host import MAY_BE_TAKEN, Created, DomainNews, Host, Watch
 from latentvirt.listening import Listening
 from latentvirt.names import GUEST_NAMESPACE, GUEST_PREFIX, FileName, Ownership
 from latentvirt.planning import Plan
@@ -191,7 +191,7 @@ class LiveDomain:
             raise
         except HostError as error:
             # Nearly always the place is free, so it is looked at only now.
-            if await self._clear_place():
+            if await self._clear_place() or await self._is_free_now(error):
                 return await create()
             await self._explain(error)
             raise
@@ -211,6 +211,10 @@ class LiveDomain:
     async def _destroy(self) -> None:
         """End the domain if it is this start's: another's of the same UUID may run by now."""
         await self.host.destroy(self.uuid, only=self.ownership)
+
+    async def _is_free_now(self, error: HostError) -> bool:
+        """Say whether the name may have been taken, and is no more: a sweep ended what was left there."""
+        return error.code in MAY_BE_TAKEN and await self.host.domain(self.name) is None
 
     async def _explain_place(self, error: HostError) -> None:
         """Find out whether the name was taken meanwhile; libvirt's codes do not tell."""

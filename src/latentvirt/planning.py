@@ -68,6 +68,11 @@ class Plan:
     fingerprint: str
     lineage: str
 
+    @property
+    def may_be_thawed(self) -> bool:
+        """Whether such a VM may begin from a frozen image, or be one that stands by."""
+        return bool(self.fingerprint) and self.spec.start != "boot"
+
 
 async def plan(host: Host, storage: Storage | None, spec: MachineSpec) -> Plan:
     """Look up what a start of a spec needs.

@@ -11,10 +11,11 @@ from typing import Any
 
 import attrs
 
-from latentvirt.config import MIB_PER_UNIT, Flavor, mebibytes
+from latentvirt.config import MIB_PER_UNIT, mebibytes
 from latentvirt.errors import ConfigError, ImpossibleWish
 from latentvirt.labels import Labels, allowed_texts, read_labels
 from latentvirt.showing import shown
+from latentvirt.sizes import Flavor
 
 SIGNS: Mapping[str, Callable[[int, int], bool]] = {
     ">=": operator.ge,

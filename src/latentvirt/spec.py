@@ -8,8 +8,9 @@ from typing import Literal
 
 import attrs
 
-from latentvirt.config import Image, Size
+from latentvirt.config import Image
 from latentvirt.devices import USER_NETWORK, Disk, Nic
+from latentvirt.sizes import Size
 
 Kind = Literal["auto", "predefined", "xml", "generated"]
 IdentityMode = Literal["auto", "channel", "static", "metadata"]

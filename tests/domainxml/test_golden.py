@@ -16,8 +16,8 @@ from domainxml.support import (
     overlay,
 )
 from latentvirt.capabilities import read_capabilities
-from latentvirt.config import Size
 from latentvirt.domainxml import Layer, generate, rewrite, with_auth
+from latentvirt.sizes import Size
 
 GOLDEN = HERE / "golden"
 

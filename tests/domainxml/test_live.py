@@ -15,9 +15,9 @@ from lxml import etree
 
 from domainxml.support import HERE, NOTHING, OWNERSHIP, UUID
 from latentvirt.capabilities import read_capabilities
-from latentvirt.config import Size
 from latentvirt.domainxml import Layer, Overlay, generate, parse, prove, rewrite, writable_disks
 from latentvirt.errors import NotProven
+from latentvirt.sizes import Size
 from privatelibvirt import PrivateLibvirtd, private_libvirtd
 
 libvirt = pytest.importorskip("libvirt")

@@ -8,10 +8,10 @@ from hypothesis import strategies as st
 
 from domainxml.support import HERE, OWNERSHIP, UUID, capabilities
 from domainxml.test_golden import REWRITES
-from latentvirt.config import Size
 from latentvirt.devices import Nic
 from latentvirt.domainxml import Layer, Overlay, OwnCards, generate, rewrite, rewrite_for_start
 from latentvirt.names import FileName, Ownership, mac_of_slot
+from latentvirt.sizes import Size
 
 NAMES = ("minion1", "a&b <c>", "späť", "two\tparts")
 CARDS = OwnCards("qemu:///system", 1)

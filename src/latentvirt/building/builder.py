@@ -20,13 +20,14 @@ from latentvirt.building.recipe import BUILD_PORT, recipe
 from latentvirt.building.report import Report
 from latentvirt.building.workplace import RunningVM, Workplace, abandoned
 from latentvirt.capabilities import HostCapabilities
-from latentvirt.config import BYTES_PER_MIB, Size
+from latentvirt.config import BYTES_PER_MIB
 from latentvirt.errors import ConfigError, GuestFailed, HostError, HostUnreachable, ImageError
 from latentvirt.host import Host
 from latentvirt.images.nocloud import Seed, write_seed
 from latentvirt.images.store import BUILT, STOCK, Entry, ImageStore, digest_of
 from latentvirt.images.threads import in_thread
 from latentvirt.names import Ownership, new_owner, new_start, slot_of_domain
+from latentvirt.sizes import Size
 from latentvirt.storage import what_blocks
 
 T = TypeVar("T")

@@ -17,12 +17,13 @@ from latentvirt.cli.asking import checked_uri, usual_host
 from latentvirt.cli.running import run_to_end
 from latentvirt.cli.saying import say
 from latentvirt.cli.values import read_by
-from latentvirt.config import BYTES_PER_MIB, Connection, Size
+from latentvirt.config import BYTES_PER_MIB, Connection
 from latentvirt.host import Driver, Host
 from latentvirt.images.catalogue import load_catalogue
 from latentvirt.images.cloudconfig import read_cloud_config, read_meta_data
 from latentvirt.images.store import STOCK, Entry, ImageStore
 from latentvirt.showing import visible
+from latentvirt.sizes import Size
 
 MINUTE_S = 60
 INTERRUPTED = "Broken off, by Ctrl-C or by kill -9, it leaves nothing that its next run does not remove."

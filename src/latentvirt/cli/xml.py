@@ -15,7 +15,6 @@ from latentvirt import domainxml
 from latentvirt.amounts import mebibytes
 from latentvirt.capabilities import HostCapabilities, cpu_features_of, read_capabilities
 from latentvirt.cli.values import line_of_text, read_by
-from latentvirt.config import Size
 from latentvirt.devices import Disk, Nic, read_disks, read_nic, read_nics
 from latentvirt.errors import ConfigError
 from latentvirt.imagefiles import FORMATS, check_image_path
@@ -29,6 +28,7 @@ from latentvirt.names import (
     slot_of_number,
 )
 from latentvirt.showing import shown
+from latentvirt.sizes import Size
 from latentvirt.spec import VirtType
 
 PLACEHOLDER_OWNER = "0" * 16

@@ -7,12 +7,12 @@ from typing import Literal
 from lxml import etree
 
 from latentvirt.capabilities import PANIC_X86, HostCapabilities, is_x86
-from latentvirt.config import Size
 from latentvirt.devices import Nic, read_nic
 from latentvirt.domainxml.adding import interface_element
 from latentvirt.domainxml.parse import Element, serialise
 from latentvirt.domainxml.remembering import remembered
 from latentvirt.names import CHANNEL_PORT
+from latentvirt.sizes import Size
 
 AGENT_PORT = "org.qemu.guest_agent.0"
 SYSTEM_DISK = "vda"

@@ -1,5 +1,6 @@
 """The only room that knows libvirt: threads, deadlines, error codes, events, streams."""
 
+from latentvirt.host.codes import MAY_BE_TAKEN
 from latentvirt.host.deadlines import Deadlines
 from latentvirt.host.driver import Driver, LibvirtDriver
 from latentvirt.host.hauling import Haul
@@ -21,6 +22,7 @@ from latentvirt.host.views import (
 from latentvirt.host.watching import Watch
 
 __all__ = [
+    "MAY_BE_TAKEN",
     "ByteStream",
     "Condition",
     "Created",

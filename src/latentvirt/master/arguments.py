@@ -11,9 +11,7 @@ import attrs
 from buildbot.interfaces import IRenderable
 
 from latentvirt import domainxml
-from latentvirt.address import read_address
-from latentvirt.aliases import check_alias
-from latentvirt.config import Connection, Flavor, Image, Size, check_flavors
+from latentvirt.config import Image
 from latentvirt.devices import USER_NETWORK, Nic, read_disks, read_nic, read_nics, written
 from latentvirt.errors import ConfigError
 from latentvirt.hold import read_duration
@@ -24,13 +22,18 @@ from latentvirt.master.checking import check_spec, known_macs
 from latentvirt.master.depending import depends, known_part
 from latentvirt.master.firstboot import read_cloud_init
 from latentvirt.master.placing import Need
+from latentvirt.master.whereabouts import read_fqdn, read_hosts
 from latentvirt.placement import Wish
 from latentvirt.requirements import choose_flavor, host_labels, read_requirements
+from latentvirt.sizes import Flavor, Size, check_flavors
 from latentvirt.spec import IdentityMode, Kind, MachineSpec, StartMode, VirtType, image_folder
 
 GRACEFUL_SHUTDOWN_S = 30
 
 HostKeyMode = Literal["reported", "stable"]
+
+RENDERED = ("hd_image", "base_image", "xml", "size", "requires", "disks", "networks")
+"""The arguments that may depend on a build's properties, in the order of `Arguments.rendered`."""
 
 UNKNOWN = ""
 """Stands for a worker's name where arguments are checked before any build."""
@@ -88,7 +91,7 @@ class Arguments:
 
     @property
     def rendered(self) -> tuple[Any, ...]:
-        """What depends on a build's properties, in the order that `spec` takes."""
+        """What may depend on a build's properties, in the order of `RENDERED`."""
         size = attrs.asdict(self.size) if isinstance(self.size, Size) else self.size
         disks, networks = written(self.disks), written(self.networks)
         return (self.hd_image, written_image(self.base_image), self.xml, size, self.requires, disks, networks)
@@ -171,6 +174,10 @@ class Arguments:
                     f"{what} is empty" + (" for this build" if depends(given) else ""),
                     remedy=f"give {what} a value, or a default in its renderable, or leave it out",
                 )
+        if xml and xml.startswith("/"):
+            raise ConfigError(
+                f"xml={xml!r} is a path, not a domain's XML", remedy=f"write xml=open({xml!r}).read()"
+            )
         if size is not None and not isinstance(size, (Size, Mapping)):
             raise ConfigError(f"size={size!r} is not a size", remedy="write Size(memory='2 GiB', vcpus=2)")
         kind: Kind = "xml" if xml else "generated" if size is not None else "auto"
@@ -224,37 +231,13 @@ def _check_text(what: str, value: Any) -> None:
         )
 
 
-def read_hosts(connection: Any, uri: Any) -> Hosts:
-    """Make the hosts of what was given: ours, one connection, Buildbot's own, or a URI.
-
-    Raises:
-        ConfigError: there is none, there are two, or it cannot be one.
-    """
-    if connection is not None and uri is not None:
-        raise ConfigError(
-            "both connection and uri were given", remedy="leave one of them out; they name the same thing"
-        )
-    given = connection if connection is not None else uri
-    if given is None:
-        raise ConfigError(
-            "no connection was given",
-            remedy="write Connection('qemu:///system') as the third argument, or uri=",
-        )
-    if isinstance(given, Hosts):
-        given.check()
-        for one in given.connections:
-            check_alias(one.uri)
-        return given
-    if not isinstance(given, Connection):
-        given = Connection(getattr(given, "uri", given))  # Buildbot's own Connection has no more than that
-    if isinstance(given.uri, str) and given.uri.startswith("/"):
-        raise ConfigError(
-            f"the third argument is the connection, not the path {given.uri!r}",
-            remedy="put Connection('qemu:///system') before it, or name it hd_image=",
-        )
-    given.check()
-    check_alias(given.uri)
-    return Hosts(given)
+def _refuse_renderables(**given: Any) -> None:
+    for what, value in given.items():
+        if IRenderable.providedBy(value):
+            raise ConfigError(
+                f"{what} cannot depend on a build's properties, as {value!r} does",
+                remedy=f"write its value; what can depend on them is {', '.join(RENDERED)}",
+            )
 
 
 def _choice(what: str, value: Any, choices: Any) -> Any:
@@ -318,6 +301,25 @@ def read_arguments(
             f"password is not a string but of type {type(password).__name__}",
             remedy="write it in quotes, or use util.Secret('name')",
         )
+    if password == "":
+        raise ConfigError("password is empty", remedy="give one, or None for one-time passwords")
+    _refuse_renderables(
+        connection=connection,
+        uri=uri,
+        masterFQDN=masterFQDN,
+        flavors=flavors,
+        network=network,
+        virt_type=virt_type,
+        identity=identity,
+        allow_shared=allow_shared,
+        base_format=base_format,
+        graceful_shutdown=graceful_shutdown,
+        start=start,
+        standby=standby,
+        ssh_host_key=ssh_host_key,
+        hold_on_failure=hold_on_failure,
+        cloud_init=cloud_init,
+    )
     if password is None and identity == "static":
         raise ConfigError("identity='static' needs a password that the image knows", remedy="give one")
     if isinstance(allow_shared, str) or not (
@@ -348,7 +350,7 @@ def read_arguments(
         virt_type=_choice("virt_type", virt_type, VirtType),
         identity=_choice("identity", identity, IdentityMode),
         allow_shared=frozenset(allow_shared),
-        master_fqdn=read_address(masterFQDN() if callable(masterFQDN) else masterFQDN, "masterFQDN"),
+        master_fqdn=read_fqdn(masterFQDN),
         graceful_shutdown_s=_graceful(graceful_shutdown),
         start=_choice("start", start, StartMode),
         standby=standby,
@@ -385,7 +387,7 @@ def _check_what_is_known(arguments: Arguments) -> None:
         read_disks(known[5])
         known[5] = ()  # whether a VM has files of its own is known when the base image is
     arguments.spec(UNKNOWN, *known[:4], *known[5:])
-    if known[4] is not None and known[3] is None:
+    if known[4] is not None:
         arguments.need(UNKNOWN, known)
 
 

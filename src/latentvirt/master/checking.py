@@ -76,6 +76,7 @@ def check_spec(spec: MachineSpec, macs: Collection[str]) -> None:
         BadXML: no start could use the domain's XML.
         NotFresh: none could use it freshly.
     """
+    spec.size.check()
     for what, path in (("hd_image", spec.hd_image), ("base_image", spec.base_image)):
         if path is not None:
             check_image_path(path, what)

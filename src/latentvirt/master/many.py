@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
+from buildbot import config
+
 from latentvirt.master.worker import LibVirtWorker
 
 LEAST_DIGITS = 3
@@ -22,6 +24,9 @@ def workers(prefix: str, count: int, *args: Any, password: Any, **kwargs: Any) -
     Returns:
         The workers, for ``c['workers']``.
     """
+    if not isinstance(count, int) or isinstance(count, bool) or count < 0:
+        config.error(f"workers({prefix!r}): count={count!r} is not a number of workers. Write a whole number")
+        return []
     digits = max(LEAST_DIGITS, len(str(count)))
     names = [f"{prefix}{number:0{digits}}" for number in range(1, count + 1)]
     return [LibVirtWorker(name, password, *args, **kwargs) for name in names]

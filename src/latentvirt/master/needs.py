@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
-from latentvirt.master.arguments import Arguments
+from latentvirt.errors import ConfigError, LatentvirtError
+from latentvirt.master.arguments import RENDERED, Arguments
 from latentvirt.master.placing import Need
 
 
@@ -32,11 +33,23 @@ class Needs:
         values: Any = self.arguments.rendered
         if build is None:
             return self.arguments.need(self._worker, values)
-        asked = [await build.render(value) for value in values], str(build.getProperty("buildername", ""))
+        rendered = [await self._rendered(build, *given) for given in zip(RENDERED, values, strict=True)]
+        asked = rendered, str(build.getProperty("buildername", ""))
         if self._last is None or self._asked != asked:  # Buildbot asks once more when it starts the build
             self._last = self.arguments.need(self._worker, *asked)
             self._asked = asked
         return self._last
+
+    async def _rendered(self, build: Any, what: str, value: Any) -> Any:
+        try:
+            return await build.render(value)
+        except LatentvirtError:
+            raise
+        except Exception as error:
+            raise ConfigError(
+                f"worker {self._worker}: {what} could not be rendered for this build: {error!r}",
+                remedy=f"look at the renderable that master.cfg gives for {what}",
+            ) from error
 
     @property
     def foreseen(self) -> Need | None:

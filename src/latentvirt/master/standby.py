@@ -133,13 +133,11 @@ class Standbys:
         Args:
             spec: what it is to be.
         """
-        if spec.start == "boot":
-            return {}  # it takes nothing of what is there
         records, plans = self._hub.records, self._kinds.plans(spec)
         return {uri: how for uri, plan in plans.items() if (how := self._readiness(records[uri], plan))}
 
     def _readiness(self, record: HostRecord, planned: Plan) -> int:
-        if not planned.fingerprint or not (self._on(record) or record.has_frozen):
+        if not planned.may_be_thawed or not (self._on(record) or record.has_frozen):
             return 0
         if self._find(record, planned, ready=True) is not None:
             return STANDBY_FITS
@@ -173,7 +171,7 @@ class Standbys:
             say: hears what is waited for.
         """
         self._busy_at[record.host.uri] = self._hub.master.reactor.seconds()
-        if not planned.fingerprint or planned.spec.start == "boot":
+        if not planned.may_be_thawed:
             return None
         found = self._find(record, planned, ready=True)
         making = self._find(record, planned, ready=False)

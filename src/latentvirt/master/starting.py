@@ -10,7 +10,6 @@ from twisted.internet import defer
 
 from latentvirt.describing import settled
 from latentvirt.errors import (
-    ConfigError,
     ForeignDomain,
     HostFull,
     HostUnreachable,
@@ -91,7 +90,7 @@ class Starting:
         self._check_wanted()
         self._count_try()
         began = self.worker.master.reactor.seconds()
-        need = await self._rendered()
+        need: Need = await self.worker.renderWorkerPropsOnStart(self.build)
         impossible = self.hub.placing.impossible(need)
         if impossible is not None:
             raise ImpossibleWish(impossible, remedy="ask for less, or add a host that has it")
@@ -131,18 +130,6 @@ class Starting:
             claim, standby = await self.hub.claim(record, need, planned, self.steps.progress)
             run = Run(self.worker, record, claim, self.steps, began, self._request)
             started = await self._start(run, planned, standby)
-
-    async def _rendered(self) -> Need:
-        try:
-            need: Need = await self.worker.renderWorkerPropsOnStart(self.build)
-            return need
-        except LatentvirtError:
-            raise
-        except Exception as error:
-            raise ConfigError(
-                f"worker {self.worker.name}: an argument could not be rendered for this build: {error!r}",
-                remedy="look at the renderables among hd_image, base_image, xml and size",
-            ) from error
 
     async def _plan(self, record: HostRecord, asked: MachineSpec) -> Plan:
         spec = await settled(record.host, await self.hub.with_image(record, asked, self.steps.progress))
