@@ -346,6 +346,24 @@ def test_a_file_in_place_of_a_folder_is_told() -> None:
     assert told.fix is None
 
 
+@pytest.mark.parametrize(("uid", "gid", "whose"), [(107, 107, "u"), (107, 0, "u"), (0, 36, "g"), (0, 0, "o")])
+def test_who_keeps_qemu_out_is_told_the_right_that_lacks(uid: int, gid: int, whose: str) -> None:
+    """The chmod that is told gives QEMU's user the right, also where that user or its group has the file."""
+    someone = Someone(107, (107, 36))
+    parts = (
+        Part(path="/srv", mode="drwxr-xr-x", uid=0, gid=0),
+        Part(path="/srv/base", mode="----------", uid=uid, gid=gid),
+    )
+    told = image_finding("h", SeenPath(path="/srv/base", parts=parts), someone, ())
+    assert told is not None
+    assert told.id == "image-closed"
+    assert told.remedy.startswith(f"chmod {whose}+r '/srv/base'")
+    closed = Part(path="/srv", mode="d---------", uid=uid, gid=gid)
+    folder = SeenPath(path="/srv", parts=(closed,))
+    (told,) = folder_findings("h", folder, someone, named=True, by_hand=False, selinux=False)
+    assert told.remedy.startswith(f"chmod {whose}+x '/srv'")
+
+
 def test_nobody_is_told_to_enable_a_sessions_daemon(monkeypatch: pytest.MonkeyPatch) -> None:
     """A user's own daemon, which no system starts, is not mended by starting the system's."""
     monkeypatch.setattr(os, "geteuid", lambda: 1)

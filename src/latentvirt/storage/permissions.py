@@ -8,6 +8,9 @@ from collections.abc import Sequence
 
 import attrs
 
+CLASSES = "ugo"
+"""Whose rights a mode has, in its order, as chmod names them: the owner's, the group's, those of others."""
+
 CHECK_PATH = "check the path on that host; its folder must be there, too"
 
 
@@ -17,7 +20,7 @@ def owner_of(status: os.stat_result) -> str:
 
 
 def class_of(uid: int, groups: Sequence[int], *, owner: int, group: int) -> str:
-    """Say which of a file's rights are a user's, as chmod names them: ``u``, ``g`` or ``o``.
+    """Say which of a file's rights are a user's, one of `CLASSES`.
 
     Args:
         uid: the user.
