@@ -373,6 +373,15 @@ def test_nobody_is_told_to_enable_a_sessions_daemon(monkeypatch: pytest.MonkeyPa
     assert "systemctl" not in told.remedy
 
 
+def test_a_daemon_that_cannot_be_seen_may_not_run() -> None:
+    """Where libvirt's folder is closed to the user, nobody is told that only a group lacks."""
+    door = Door(Path("/run/libvirt/libvirt-sock"), errno.EACCES, hidden=True)
+    told = unreached("qemu:///system", way_to("qemu:///system"), HostUnreachable("no"), door)
+    assert told.id == "libvirt-closed"
+    assert "/run/libvirt is closed to that user" in told.what
+    assert told.remedy.index("systemctl enable --now libvirtd") < told.remedy.index("usermod -a -G libvirt")
+
+
 def test_an_image_that_the_user_who_asks_cannot_see_is_a_doubt() -> None:
     """Where whoever asks may not look at an image, nobody is told that QEMU may not."""
     hidden = Part(path="/srv/base", error="Permission denied")
