@@ -193,6 +193,7 @@ def test_wrong_arguments_are_explained(arguments: tuple[str, ...], why: str) -> 
         (("--release", "warty"), "--distribution"),
         (("--mirror", "nowhere"), "neither a URL"),
         (("--output", "/nonexistent/folder/image"), "/nonexistent/folder"),
+        (("--output", "/usr"), "/usr is a folder. Name a file with --output, such as /usr/base.qcow2"),
     ],
 )
 def test_what_cannot_be_built_is_explained(tmp_path: Path, arguments: tuple[str, ...], why: str) -> None:
