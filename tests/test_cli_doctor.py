@@ -35,6 +35,7 @@ from latentvirt.doctor.hypervisor import kvm_finding, security_finding
 from latentvirt.doctor.masters import helper_findings
 from latentvirt.doctor.reaching import Door, unreached
 from latentvirt.doctor.shell import Part, Ran, SeenPath, Shell, read_answer
+from latentvirt.doctor.sockets import socket_finding
 from latentvirt.doctor.way import way_to
 from latentvirt.errors import HostUnreachable
 from latentvirt.master.wanting import wanted_in
@@ -380,6 +381,33 @@ def test_a_daemon_that_cannot_be_seen_may_not_run() -> None:
     assert told.id == "libvirt-closed"
     assert "/run/libvirt is closed to that user" in told.what
     assert told.remedy.index("systemctl enable --now libvirtd") < told.remedy.index("usermod -a -G libvirt")
+
+
+@pytest.mark.parametrize(
+    ("libvirt_version", "longest"), [(9_000_000, "/home/buildbot/.config"), (10_000_000, f"/{'h' * 43}")]
+)
+def test_a_home_that_is_too_long_for_sockets_is_told(
+    monkeypatch: pytest.MonkeyPatch, libvirt_version: int, longest: str
+) -> None:
+    """Who uses a libvirt of their own is warned before its sockets get too long paths, and nobody else."""
+
+    def told(uri: str = "qemu:///session") -> Finding | None:
+        return socket_finding(uri, way_to(uri), libvirt_version)
+
+    monkeypatch.setattr(os, "geteuid", lambda: 1000)
+    monkeypatch.setenv("XDG_CONFIG_HOME", longest)
+    assert told() is None
+    monkeypatch.setenv("XDG_CONFIG_HOME", f"{longest}x")
+    found = told()
+    assert found is not None
+    assert (found.id, found.severity) == ("session-home-long", Severity.WARNING)
+    many, most = len(longest) + 1, len(longest)
+    assert f"below {longest}x, whose {many} bytes are too many: with more than {most}" in found.what
+    assert "XDG_CONFIG_HOME" in found.remedy
+    assert told("qemu:///system") is told("qemu+ssh://far/session") is None
+    monkeypatch.delenv("XDG_CONFIG_HOME")
+    monkeypatch.setenv("HOME", longest)
+    assert told() is not None
 
 
 def test_an_image_that_the_user_who_asks_cannot_see_is_a_doubt() -> None:
