@@ -30,7 +30,7 @@ from latentvirt.cli import main
 from latentvirt.doctor import MasterAddress, Severity
 from latentvirt.doctor import shell as shells
 from latentvirt.doctor.finding import Finding
-from latentvirt.doctor.folders import Someone, folder_findings, image_finding
+from latentvirt.doctor.folders import GIB, MIB, Someone, folder_findings, image_finding, room_finding
 from latentvirt.doctor.hypervisor import kvm_finding, security_finding
 from latentvirt.doctor.masters import helper_findings
 from latentvirt.doctor.reaching import Door, unreached
@@ -363,6 +363,20 @@ def test_who_keeps_qemu_out_is_told_the_right_that_lacks(uid: int, gid: int, who
     folder = SeenPath(path="/srv", parts=(closed,))
     (told,) = folder_findings("h", folder, someone, named=True, by_hand=False, selinux=False)
     assert told.remedy.startswith(f"chmod {whose}+x '/srv'")
+
+
+def test_a_file_system_that_is_too_small_is_not_called_full() -> None:
+    """Where even an empty file system has no room, nobody is told to remove anything from it."""
+    small = SeenPath(path="/srv", size=160 * MIB, free=150 * MIB)
+    full = SeenPath(path="/srv", size=50 * GIB, free=150 * MIB)
+    told, other = (room_finding("h", seen, 0, 20 * GIB) for seen in (small, full))
+    assert told is not None
+    assert other is not None
+    assert told.id == other.id == "disk-full"
+    assert "150 MiB of 160 MiB are free at /srv" in told.what
+    assert "too small" in told.what
+    assert "make room" not in told.remedy
+    assert "make room" in other.remedy
 
 
 def test_nobody_is_told_to_enable_a_sessions_daemon(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -226,6 +226,13 @@ def room_finding(uri: str, seen: SeenPath, frozen: int, budget: int) -> Finding 
         "make room: what dead masters left (latentvirt sweep), images that nobody uses, or less for frozen "
         "images: Connection(frozen_space='5 GiB')"
     )
+    if seen.size < LEAST_FREE:
+        return problem(
+            "disk-full",
+            uri,
+            f"{room}; the file system is too small for VMs, even when it is empty",
+            "name a folder on a larger one, here or in master.cfg, or enlarge it",
+        )
     if seen.free < LEAST_FREE:
         return problem("disk-full", uri, room, mend)
     if seen.free < LOW_FREE:
