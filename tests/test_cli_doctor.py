@@ -30,11 +30,12 @@ from latentvirt.cli import main
 from latentvirt.doctor import MasterAddress, Severity
 from latentvirt.doctor import shell as shells
 from latentvirt.doctor.finding import Finding
-from latentvirt.doctor.folders import Someone, folder_findings, image_finding
+from latentvirt.doctor.folders import GIB, MIB, Someone, folder_findings, image_finding, room_finding
 from latentvirt.doctor.hypervisor import kvm_finding, security_finding
 from latentvirt.doctor.masters import helper_findings
 from latentvirt.doctor.reaching import Door, unreached
 from latentvirt.doctor.shell import Part, Ran, SeenPath, Shell, read_answer
+from latentvirt.doctor.sockets import socket_finding
 from latentvirt.doctor.way import way_to
 from latentvirt.errors import HostUnreachable
 from latentvirt.master.wanting import wanted_in
@@ -346,6 +347,38 @@ def test_a_file_in_place_of_a_folder_is_told() -> None:
     assert told.fix is None
 
 
+@pytest.mark.parametrize(("uid", "gid", "whose"), [(107, 107, "u"), (107, 0, "u"), (0, 36, "g"), (0, 0, "o")])
+def test_who_keeps_qemu_out_is_told_the_right_that_lacks(uid: int, gid: int, whose: str) -> None:
+    """The chmod that is told gives QEMU's user the right, also where that user or its group has the file."""
+    someone = Someone(107, (107, 36))
+    parts = (
+        Part(path="/srv", mode="drwxr-xr-x", uid=0, gid=0),
+        Part(path="/srv/base", mode="----------", uid=uid, gid=gid),
+    )
+    told = image_finding("h", SeenPath(path="/srv/base", parts=parts), someone, ())
+    assert told is not None
+    assert told.id == "image-closed"
+    assert told.remedy.startswith(f"chmod {whose}+r '/srv/base'")
+    closed = Part(path="/srv", mode="d---------", uid=uid, gid=gid)
+    folder = SeenPath(path="/srv", parts=(closed,))
+    (told,) = folder_findings("h", folder, someone, named=True, by_hand=False, selinux=False)
+    assert told.remedy.startswith(f"chmod {whose}+x '/srv'")
+
+
+def test_a_file_system_that_is_too_small_is_not_called_full() -> None:
+    """Where even an empty file system has no room, nobody is told to remove anything from it."""
+    small = SeenPath(path="/srv", size=160 * MIB, free=150 * MIB)
+    full = SeenPath(path="/srv", size=50 * GIB, free=150 * MIB)
+    told, other = (room_finding("h", seen, 0, 20 * GIB) for seen in (small, full))
+    assert told is not None
+    assert other is not None
+    assert told.id == other.id == "disk-full"
+    assert "150 MiB of 160 MiB are free at /srv" in told.what
+    assert "too small" in told.what
+    assert "make room" not in told.remedy
+    assert "make room" in other.remedy
+
+
 def test_nobody_is_told_to_enable_a_sessions_daemon(monkeypatch: pytest.MonkeyPatch) -> None:
     """A user's own daemon, which no system starts, is not mended by starting the system's."""
     monkeypatch.setattr(os, "geteuid", lambda: 1)
@@ -353,6 +386,42 @@ def test_nobody_is_told_to_enable_a_sessions_daemon(monkeypatch: pytest.MonkeyPa
     told = unreached("qemu:///session", way_to("qemu:///session"), HostUnreachable("no"), door)
     assert told.id == "libvirt-unreachable"
     assert "systemctl" not in told.remedy
+
+
+def test_a_daemon_that_cannot_be_seen_may_not_run() -> None:
+    """Where libvirt's folder is closed to the user, nobody is told that only a group lacks."""
+    door = Door(Path("/run/libvirt/libvirt-sock"), errno.EACCES, hidden=True)
+    told = unreached("qemu:///system", way_to("qemu:///system"), HostUnreachable("no"), door)
+    assert told.id == "libvirt-closed"
+    assert "/run/libvirt is closed to that user" in told.what
+    assert told.remedy.index("systemctl enable --now libvirtd") < told.remedy.index("usermod -a -G libvirt")
+
+
+@pytest.mark.parametrize(
+    ("libvirt_version", "longest"), [(9_000_000, "/home/buildbot/.config"), (10_000_000, f"/{'h' * 43}")]
+)
+def test_a_home_that_is_too_long_for_sockets_is_told(
+    monkeypatch: pytest.MonkeyPatch, libvirt_version: int, longest: str
+) -> None:
+    """Who uses a libvirt of their own is warned before its sockets get too long paths, and nobody else."""
+
+    def told(uri: str = "qemu:///session") -> Finding | None:
+        return socket_finding(uri, way_to(uri), libvirt_version)
+
+    monkeypatch.setattr(os, "geteuid", lambda: 1000)
+    monkeypatch.setenv("XDG_CONFIG_HOME", longest)
+    assert told() is None
+    monkeypatch.setenv("XDG_CONFIG_HOME", f"{longest}x")
+    found = told()
+    assert found is not None
+    assert (found.id, found.severity) == ("session-home-long", Severity.WARNING)
+    many, most = len(longest) + 1, len(longest)
+    assert f"below {longest}x, whose {many} bytes are too many: with more than {most}" in found.what
+    assert "XDG_CONFIG_HOME" in found.remedy
+    assert told("qemu:///system") is told("qemu+ssh://far/session") is None
+    monkeypatch.delenv("XDG_CONFIG_HOME")
+    monkeypatch.setenv("HOME", longest)
+    assert told() is not None
 
 
 def test_an_image_that_the_user_who_asks_cannot_see_is_a_doubt() -> None:

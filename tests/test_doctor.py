@@ -189,6 +189,19 @@ def test_a_user_who_may_not_use_libvirt_is_told_the_group(folder: Path) -> None:
     assert f"usermod -a -G kvm {pwd.getpwuid(NOBODY).pw_name}" in found["remedy"]
 
 
+@pytest.mark.libvirt
+def test_where_the_sockets_folder_is_closed_the_daemon_may_not_run(folder: Path) -> None:
+    """Who may not see whether a daemon runs is told first to see to that, and then of the group."""
+    closed = folder / "closed"
+    closed.mkdir(mode=0o700)
+    (found,) = as_nobody(folder, "-c", unix(closed / "sock"))
+    assert (found["id"], found["severity"]) == ("libvirt-closed", "problem")
+    assert f"or its daemon does not run: {closed} is closed" in found["what"]
+    assert found["remedy"].startswith("see as root whether it runs (systemctl status")
+    start, join = (found["remedy"].index(words) for words in ("enable --now", "usermod -a -G libvirt"))
+    assert start < join
+
+
 def test_an_alias_that_is_none_is_named() -> None:
     """A name that libvirt's configuration does not have is said to be none."""
     found = only(at("latentvirt-has-no-such-alias"))

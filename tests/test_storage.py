@@ -11,11 +11,17 @@ from typing import Any
 import attrs
 import pytest
 
+import reactorthread
+from latentvirt.config import Connection
 from latentvirt.domainxml import Layer
 from latentvirt.errors import ImageError, NotFound
-from latentvirt.host import ImageView
-from latentvirt.storage import LONGEST_CHAIN, Chain, backing_chain, what_blocks
+from latentvirt.host import Host, ImageView
+from latentvirt.storage import LONGEST_CHAIN, Chain, backing_chain, open_storage, what_blocks
+from latentvirt.storage.permissions import GONE, GONE_OR_CLOSED, Unseen, why_unseen
+from latentvirt.testing import FakeLibvirt
 from reactorthread import run
+
+OWNER = "0123456789abcdef"
 
 
 class Images:
@@ -31,6 +37,10 @@ class Images:
         if path not in self._images:
             raise NotFound("no such volume")
         return self._images[path]
+
+    async def why_unseen(self, path: str) -> Unseen:
+        """Not know."""
+        return GONE_OR_CLOSED
 
 
 def _chain(images: Any, path: str, format: str | None = None) -> Chain:
@@ -77,7 +87,7 @@ def test_files_of_ours_in_a_chain_are_known_as_ours() -> None:
 def test_a_missing_link_is_named() -> None:
     """An image that a base image stands on and that is not there is named, with the one that needs it."""
     images = Images(ImageView(path="/top", format="qcow2", capacity=3, backing="/gone"))
-    with pytest.raises(ImageError, match=r"base image /gone is not there \(it backs /top\).*check the path"):
+    with pytest.raises(ImageError, match=r"base image /gone \(it backs /top\) is not there.*check the path"):
         _chain(images, "/top")
 
 
@@ -140,3 +150,53 @@ def test_a_closed_file_is_named(image: Path) -> None:
 def test_a_missing_file_is_named(image: Path) -> None:
     """A path that ends early is named as far as it goes."""
     assert what_blocks([f"{image.parent}/gone/x"]) == f"{image.parent}/gone: No such file or directory"
+
+
+def test_an_image_that_libvirt_leaves_out_is_told_from_none(image: Path) -> None:
+    """An image that is there and closed to libvirt's user is told as that, with the right that lacks."""
+    image.chmod(0)
+    me = os.getuid()
+    mine = why_unseen(str(image), me)
+    assert f"(owner {me}:{os.getgid()} mode 0000), but libvirt, which runs as user {me}," in mine.state
+    assert mine.remedy.startswith(f"chmod u+r '{image}'")
+    assert why_unseen(str(image), me + 1).remedy.startswith(f"chmod o+r '{image}'")
+    assert why_unseen(f"{image.parent}/gone", 0) == why_unseen(f"{image}/below", 0) == GONE
+
+
+@pytest.mark.parametrize(
+    ("uri", "says"),
+    [
+        ("qemu:///system", r"is there \(owner .* mode 0000\), but libvirt, which runs as user 0, cannot"),
+        ("qemu:///session", rf"is there .* which runs as user {os.geteuid()}, cannot read it: .*chmod u\+r"),
+        ("qemu+ssh://far/system", "is not there, or libvirt may not read it: .* not found"),
+    ],
+)
+def test_a_base_image_that_libvirt_does_not_see(image: Path, uri: str, says: str) -> None:
+    """What is there is not called missing on the master's own machine, and on others both are told."""
+    image.chmod(0)
+    fake = FakeLibvirt()
+    fake.inspect(uri).add_folder(str(image.parent))
+
+    async def follow() -> None:
+        host = Host(Connection(uri), reactorthread.start(), driver=fake)
+        try:
+            storage = open_storage(host, OWNER, str(image.parent))
+            await backing_chain(storage, str(image), None, host=uri, role="base image")
+        finally:
+            await host.close()
+
+    with pytest.raises(ImageError, match=f"the base image {image} {says}"):
+        run(follow())
+
+
+def test_an_image_out_of_sight_may_be_there(image: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where the master itself may not look, both that it is gone and that it is closed are told."""
+
+    def closed(path: str) -> os.stat_result:
+        raise PermissionError(path)
+
+    monkeypatch.setattr(os, "stat", closed)
+    why = why_unseen(str(image), 0)
+    assert why.state == "is not there, or libvirt may not read it"
+    assert "check the path" in why.remedy
+    assert "o+r" in why.remedy

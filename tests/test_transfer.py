@@ -669,7 +669,7 @@ def test_an_image_that_is_on_that_very_host_stays_there(scene: Scene) -> None:
 @pytest.mark.parametrize(
     ("file", "says"),
     [
-        (None, "the image /srv/base.qcow2 is not there"),
+        (None, "the image /srv/base.qcow2 is not there, or libvirt may not read it"),
         (FakeFile(format="dir", capacity=0), "is a directory"),
         (FakeFile(backing="/srv/older.qcow2", backing_format="qcow2"), "stands on another image .*convert"),
     ],

@@ -193,6 +193,7 @@ def test_wrong_arguments_are_explained(arguments: tuple[str, ...], why: str) -> 
         (("--release", "warty"), "--distribution"),
         (("--mirror", "nowhere"), "neither a URL"),
         (("--output", "/nonexistent/folder/image"), "/nonexistent/folder"),
+        (("--output", "/usr"), "/usr is a folder. Name a file with --output, such as /usr/base.qcow2"),
     ],
 )
 def test_what_cannot_be_built_is_explained(tmp_path: Path, arguments: tuple[str, ...], why: str) -> None:
@@ -254,6 +255,48 @@ def test_an_interrupted_build_leaves_nothing(tmp_path: Path) -> None:
     while Path(f"/proc/{began.read_text().strip()}").exists():
         time.sleep(0.01)
     assert sorted(entry.name for entry in tmp_path.iterdir()) == ["began", "programs"]
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_signal_to_the_builder_alone_leaves_no_tree(tmp_path: Path, number: signal.Signals) -> None:
+    """A build that is told to stop, twice even, leaves nothing of mmdebstrap's tree either."""
+    temporary, began = tmp_path / "tmp", tmp_path / "began"
+    temporary.mkdir()
+    programs = fake_programs(tmp_path, f"mkdir $(mktemp -d)/usr; touch {began}; exec sleep 1000")
+    command = [str(guests.VMBUILDER), "--output", str(tmp_path / "image"), "--mirror", "http://m.example/d"]
+    environment = {
+        **os.environ,
+        "PATH": f"{programs}:{os.environ['PATH']}",
+        "TMPDIR": str(temporary),
+    }
+    with watched(subprocess.Popen(command, env=environment, stdout=subprocess.DEVNULL)) as builder:
+        while not began.exists():
+            assert builder.poll() is None
+            time.sleep(0.01)
+        assert list(temporary.glob("*/*/usr")) != []
+        builder.send_signal(number)
+        builder.send_signal(signal.SIGHUP)
+    assert builder.returncode in (128 + number, 128 + signal.SIGHUP)
+    assert list(temporary.iterdir()) == []
+    assert sorted(entry.name for entry in tmp_path.iterdir()) == ["began", "programs", "tmp"]
+
+
+def test_what_is_mounted_in_a_folder_is_left_alone(
+    vmbuilder: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Where something is mounted in a temporary folder, nothing in there is removed, and that is told."""
+    table = tmp_path / "mountinfo"
+    monkeypatch.setattr(vmbuilder, "MOUNTS", table)
+    with vmbuilder.folder("work.", tmp_path) as made:
+        (made / "there").mkdir()
+        table.write_text(
+            f"29 1 8:1 / / rw - ext4 /dev/sda1 rw\n30 29 8:1 /home {made}/there rw - ext4 x rw\n"
+        )
+    assert (made / "there").is_dir()
+    assert f"{made} stays, since {made}/there is mounted in it" in capsys.readouterr().err
+    with vmbuilder.folder("work.", tmp_path) as other:
+        (other / "file").touch()
+    assert not other.exists()
 
 
 @pytest.mark.guest

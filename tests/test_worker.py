@@ -182,6 +182,21 @@ def test_a_configurations_fault_is_final(master: StageMaster) -> None:
     assert worker.quarantine_timer is None
 
 
+def test_a_home_that_is_too_long_for_sockets_is_final(master: StageMaster, worker: LibVirtWorker) -> None:
+    """Where libvirt has too long a path for sockets, the build ends for good and says what to shorten."""
+    said = "internal error: UNIX socket path '/home/long/.config/libvirt/qemu/channel/target/x' too long"
+    host = master.fake.inspect(URI)
+    host.trouble.fail_next("createXML", libvirt.VIR_ERR_INTERNAL_ERROR, said)
+    with pytest.raises(
+        LatentWorkerCannotSubstantiate, match=r"too long a path .*/home/long.*XDG_CONFIG_HOME"
+    ):
+        _start(worker)
+    _stop(worker)
+    on_reactor(worker.putInQuarantine)
+    assert worker.quarantine_timer is None
+    assert _left(master) == ([], [])
+
+
 def test_a_guests_fault_is_quarantined(master: StageMaster, worker: LibVirtWorker) -> None:
     """A guest that powers itself off before it attaches is its worker's fault, and check_instance says so."""
     _start(worker)

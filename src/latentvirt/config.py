@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 from collections.abc import Iterable, Mapping
 from typing import Any
@@ -24,6 +25,8 @@ DEFAULT_IMAGES = "/var/lib/libvirt/images"
 EMBED_SCHEME = "qemu"
 TEST_SCHEME = "test"
 EMBED_PATH = "/embed"
+SESSION_PATH = "/session"
+"""Where a user's own daemon is, which runs as that user."""
 
 DRIVERS = frozenset(
     {
@@ -199,6 +202,13 @@ class Connection:
     def is_local(self) -> bool:
         """Whether the host is surely this machine. An alias is not: only libvirt knows where it leads."""
         return bool(urlsplit(self.uri).scheme) and not urlsplit(self.uri).netloc
+
+    @property
+    def local_uid(self) -> int | None:
+        """The user that libvirt runs as on this machine; None if the host may be another."""
+        if not self.is_local:
+            return None
+        return os.geteuid() if urlsplit(self.uri).path == SESSION_PATH else 0
 
 
 IMAGE_FORMATS = ("qcow2", "raw")

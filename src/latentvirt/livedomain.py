@@ -193,7 +193,8 @@ class LiveDomain:
             # Nearly always the place is free, so it is looked at only now.
             if await self._clear_place() or await self._is_free_now(error):
                 return await create()
-            await self._explain(error)
+            if not error.remedy:
+                await self._explain(error)
             raise
 
     async def _restore(self, memory: str, xml: str) -> Created:

@@ -34,6 +34,7 @@ from latentvirt.doctor.masters import (
 from latentvirt.doctor.networks import network_findings
 from latentvirt.doctor.reaching import helper_finding, knock, ssh_finding, unreached
 from latentvirt.doctor.shell import Shell, ask_shell
+from latentvirt.doctor.sockets import socket_finding
 from latentvirt.doctor.wanted import Wanted
 from latentvirt.doctor.way import UNIX, Way, way_to
 from latentvirt.domainxml import network_of
@@ -131,7 +132,9 @@ class _Examination:
         return self.found
 
     async def _hypervisor(self) -> None:
-        self.found += version_findings(self.uri, await self.host.versions())
+        versions = await self.host.versions()
+        self.found += version_findings(self.uri, versions)
+        self._note(socket_finding(self.uri, self.way, versions.libvirt))
         capabilities = await self.host.capabilities()
         self.arch = capabilities.arch
         self.selinux = SELINUX in capabilities.security_models

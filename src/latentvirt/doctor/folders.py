@@ -147,6 +147,8 @@ def _closed(id: str, uri: str, seen: SeenPath, blocked: Part, someone: Someone) 
         )
     last = blocked.path == seen.parts[-1].path
     right, verb = ("r", "read") if last and id == "image-closed" else ("x", "pass through")
+    # The owner has no rights but the owner's own, whatever others have.
+    whose = blocked.class_of(someone.uid, someone.groups)
     tell = warning if blocked.acl else problem
     return tell(
         id,
@@ -154,9 +156,8 @@ def _closed(id: str, uri: str, seen: SeenPath, blocked: Part, someone: Someone) 
         f"QEMU's user {someone.uid} cannot {verb} {blocked}"
         + (", unless its access control list says so (getfacl)" if blocked.acl else "")
         + ("" if last else f", on the way to {seen.path}"),
-        f"chmod o+{right} '{blocked.path}', or move the images to a folder that all may pass through, such "
-        "as "
-        "/var/lib/libvirt/images",
+        f"chmod {whose}+{right} '{blocked.path}', or move the images to a folder that all may pass through, "
+        "such as /var/lib/libvirt/images",
     )
 
 
@@ -225,6 +226,13 @@ def room_finding(uri: str, seen: SeenPath, frozen: int, budget: int) -> Finding 
         "make room: what dead masters left (latentvirt sweep), images that nobody uses, or less for frozen "
         "images: Connection(frozen_space='5 GiB')"
     )
+    if seen.size < LEAST_FREE:
+        return problem(
+            "disk-full",
+            uri,
+            f"{room}; the file system is too small for VMs, even when it is empty",
+            "name a folder on a larger one, here or in master.cfg, or enlarge it",
+        )
     if seen.free < LEAST_FREE:
         return problem("disk-full", uri, room, mend)
     if seen.free < LOW_FREE:

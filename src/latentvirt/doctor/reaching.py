@@ -109,11 +109,13 @@ class Door:
         path: of the socket.
         errno: what the system said; 0 if somebody answered.
         group: the socket's group; empty if that is not known.
+        hidden: whether its folder is closed, so that it is not known whether there is a socket.
     """
 
     path: Path
     errno: int
     group: str = ""
+    hidden: bool = False
 
 
 def knock(paths: list[Path]) -> Door:
@@ -124,15 +126,22 @@ def knock(paths: list[Path]) -> Door:
         try:
             door.connect(str(path))
         except OSError as error:
-            return Door(path, error.errno or errno.ETIMEDOUT, _group_of(path))
+            return Door(path, error.errno or errno.ETIMEDOUT, _group_of(path), _is_hidden(path))
     return Door(path, 0, _group_of(path))
 
 
 def _is_there(path: Path) -> bool:
+    return _is_hidden(path) or path.exists()
+
+
+def _is_hidden(path: Path) -> bool:
     try:
-        return path.exists()
+        path.stat()
+    except PermissionError:
+        return True
     except OSError:
-        return True  # it may be: its folder is closed to us
+        pass
+    return False
 
 
 def _group_of(path: Path) -> str:
@@ -166,12 +175,25 @@ def unreached(uri: str, way: Way, error: LatentvirtError, door: Door | None) -> 
         )
     if door is not None and door.errno in (errno.EACCES, errno.EPERM):
         group = door.group if door.group not in ("", "root") else "libvirt"
+        join = (
+            f"usermod -a -G {group} {user}, then log in again (and restart the master), or use "
+            "qemu:///session"
+        )
+        if door.hidden:
+            return problem(
+                "libvirt-closed",
+                uri,
+                f"{user} may not use libvirt, or its daemon does not run: {door.path.parent} is closed to "
+                f"that user, so it is not known whether anybody listens at {door.path}",
+                "see as root whether it runs (systemctl status 'libvirtd*' 'virtqemud*'); if not: systemctl "
+                "enable --now libvirtd (virtqemud.socket where libvirt has many daemons); if it does: "
+                f"{join}",
+            )
         return problem(
             "libvirt-closed",
             uri,
             f"{user} may not use libvirt: the socket {door.path} is closed to that user",
-            f"usermod -a -G {group} {user}, then log in again (and restart the master), or use "
-            "qemu:///session",
+            join,
         )
     if door is not None and door.errno and way.is_own_session:
         return problem(

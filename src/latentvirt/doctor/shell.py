@@ -13,6 +13,8 @@ from collections.abc import Sequence
 
 import attrs
 
+from latentvirt.storage.permissions import CLASSES, class_of
+
 RUN_S = 30
 """How long it may take in all."""
 
@@ -89,9 +91,18 @@ class Part:
             uid: the user.
             groups: all of the user's groups.
         """
-        whose = 0 if uid == self.uid else 1 if self.gid in groups else 2
+        whose = CLASSES.index(self.class_of(uid, groups))
         letters = self.mode[1 + 3 * whose : 4 + 3 * whose]
         return right in letters.replace("s", "x").replace("t", "x")
+
+    def class_of(self, uid: int, groups: Sequence[int]) -> str:
+        """Say which of its rights are a user's, as chmod names them.
+
+        Args:
+            uid: the user.
+            groups: all of the user's groups.
+        """
+        return class_of(uid, groups, owner=self.uid, group=self.gid)
 
     def __str__(self) -> str:
         return f"{self.path} ({self.mode}, owner {self.uid}:{self.gid})"

@@ -10,6 +10,7 @@ from urllib.parse import parse_qsl, urlsplit
 import attrs
 
 from latentvirt.aliases import client_config, read_aliases
+from latentvirt.config import SESSION_PATH
 
 SSH_CONNECT_S = 10
 """How long ssh may take to reach a host."""
@@ -85,7 +86,7 @@ class Way:
     @property
     def is_own_session(self) -> bool:
         """Whether it leads to a user's own daemon, which is started when somebody needs it."""
-        return self.path == "/session" and os.geteuid() != 0
+        return self.path == SESSION_PATH and os.geteuid() != 0
 
     @property
     def sockets(self) -> list[Path]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import re
 from typing import Any
 
 import libvirt
@@ -25,6 +26,14 @@ _REFUSED = {
 }
 _CLOSED = {errno.EACCES, errno.ENOENT, errno.ENOTDIR, errno.EPERM, errno.EROFS}
 """What a host's system says to a path that is wrong, and will say again."""
+
+_LONG_SOCKET = re.compile(r"UNIX socket path '.*' (?:is )?too long")
+"""libvirt's words, and QEMU's own; there is no code for it."""
+
+_SHORTEN = (
+    "give that folder a shorter path: with qemu:///session it is below XDG_CONFIG_HOME, else ~/.config, of "
+    "the user that libvirt runs as, whose daemon must be started anew; with qemu:///embed it is below root="
+)
 
 _UNREACHABLE = {
     libvirt.VIR_ERR_AUTH_CANCELLED,
@@ -55,6 +64,15 @@ def error_from(error: BaseException, what: str, *, host: str, domain: str = "") 
     code = error.get_error_code() if isinstance(error, libvirt.libvirtError) else None
     said = str(error) or type(error).__name__
     kind: type[HostError] = HostError
+    if _LONG_SOCKET.search(said):
+        return Refused(
+            f"could not {what}: the folder in which libvirt makes the sockets of VMs has too long a path for "
+            f"them: {said}",
+            code=code or 0,
+            remedy=_SHORTEN,
+            host=host,
+            domain=domain,
+        )
     if code in _NOT_FOUND:
         kind = NotFound
     elif code in _EXISTS:

@@ -170,10 +170,9 @@ class HostSource:
         try:
             seen = await self.storage.image(path)
         except NotFound as error:
+            why = await self.storage.why_unseen(path)
             raise ImageError(
-                f"the image {path} is not there: {error.what}",
-                host=self.host.uri,
-                remedy="check the path on that host; its folder must be there, too",
+                f"the image {path} {why.state}: {error.what}", host=self.host.uri, remedy=why.remedy
             ) from error
         if seen.format == DIRECTORY:
             raise ImageError(

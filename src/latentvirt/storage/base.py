@@ -8,6 +8,7 @@ from latentvirt.domainxml import Layer
 from latentvirt.errors import AlreadyExists, ImageError, NotFound
 from latentvirt.host import ImageView
 from latentvirt.names import FileName, Lease
+from latentvirt.storage.permissions import Unseen
 
 FILE_MODE = "0600"
 
@@ -44,6 +45,10 @@ class Storage(Protocol):
         Raises:
             NotFound: there is none.
         """
+        ...
+
+    async def why_unseen(self, path: str) -> Unseen:
+        """Say why there was no image to look at, as far as that is known."""
         ...
 
     async def create_overlay(self, name: FileName, backing: Layer, capacity: int) -> str:

@@ -66,10 +66,9 @@ async def backing_chain(
             seen = await storage.image(following)
         except NotFound as error:
             above = f" (it backs {layers[-1].path})" if layers else ""
+            why = await storage.why_unseen(following)
             raise ImageError(
-                f"the {role} {following} is not there{above}: {error.what}",
-                host=host,
-                remedy="check the path on that host; its folder must be there, too",
+                f"the {role} {following}{above} {why.state}: {error.what}", host=host, remedy=why.remedy
             ) from error
         _check_image(seen, host=host, role=role)
         ours = posixpath.dirname(seen.path) == storage.directory

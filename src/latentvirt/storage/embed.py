@@ -16,7 +16,7 @@ from latentvirt.errors import AlreadyExists, HostError, ImageError, NotFound, Re
 from latentvirt.host import Host, ImageView
 from latentvirt.names import FileName, Lease, directory_name
 from latentvirt.storage.base import FILE_MODE, NAME_ANOTHER, delete_leases, no_folder, renew_lease
-from latentvirt.storage.permissions import owner_of
+from latentvirt.storage.permissions import GONE, Unseen, owner_of
 
 STAT_BLOCK_BYTES = 512
 """What `os.stat` counts a file's blocks in, whatever the file system's own blocks are."""
@@ -77,6 +77,10 @@ class EmbedStorage:
     async def image(self, path: str) -> ImageView:
         """Look at an image, the person's or ours."""
         return await self.host.run_local("look at an image", lambda: _local_image(path, self.host.uri))
+
+    async def why_unseen(self, path: str) -> Unseen:
+        """Say that there is no such image: to look takes no right to read it."""
+        return GONE
 
     async def create_overlay(self, name: FileName, backing: Layer, capacity: int) -> str:
         """Create a qcow2 overlay over an image."""

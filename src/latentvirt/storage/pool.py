@@ -16,6 +16,7 @@ from latentvirt.flights import Flights
 from latentvirt.host import Host, ImageView
 from latentvirt.names import FileName, Lease, directory_name, look_pool_name, pool_name
 from latentvirt.storage.base import FILE_MODE, delete_leases, no_folder, renew_lease
+from latentvirt.storage.permissions import GONE_OR_CLOSED, Unseen, why_unseen
 
 T = TypeVar("T")
 
@@ -79,6 +80,13 @@ class PoolStorage:
             raise AssertionError("the last try returns or raises")
         finally:
             self._probing.release()
+
+    async def why_unseen(self, path: str) -> Unseen:
+        """Say why there was no image to look at; on another machine nobody can tell."""
+        uid = self.host.connection.local_uid
+        if uid is None:
+            return GONE_OR_CLOSED
+        return await self.host.run_local("look at the image's path", lambda: why_unseen(path, uid))
 
     async def create_overlay(self, name: FileName, backing: Layer, capacity: int) -> str:
         """Create a qcow2 overlay over an image."""
