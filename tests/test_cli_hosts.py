@@ -22,7 +22,7 @@ import reactorthread
 from brokenoff import watched
 from contract.backends import Backend, domain_xml, open_backend
 from latentvirt.cli import main
-from latentvirt.names import METADATA_NAMESPACE, Ownership
+from latentvirt.names import GUEST_NAMESPACE, METADATA_NAMESPACE, Ownership
 from latentvirt.testing import FakeLibvirt
 
 LEAVE = b"\x1d"
@@ -62,7 +62,7 @@ def fake() -> FakeLibvirt:
     made = FakeLibvirt()
     mark = (
         f"<metadata><l:vm xmlns:l='{METADATA_NAMESPACE}' owner='{OURS.owner}' slot='{OURS.slot}' "
-        f"start='{OURS.start}'/></metadata>"
+        f"start='{OURS.start}'/><g:guest xmlns:g='{GUEST_NAMESPACE}' worker='minion1'/></metadata>"
     )
     disk = (
         "<disk type='file'><driver type='qcow2'/><source file='/images/o.vda'/><backingStore type='file'>"
@@ -163,6 +163,7 @@ def test_latentvirts_vms_are_listed(fake: FakeLibvirt) -> None:
     assert row == {
         "host": HERE,
         "name": "ours",
+        "worker": "minion1",
         "state": "running",
         "memory_mib": 256,
         "vcpus": 2,
@@ -171,7 +172,7 @@ def test_latentvirts_vms_are_listed(fake: FakeLibvirt) -> None:
     }
     told = command(fake, *both("vm", "list"))
     assert "theirs" not in told.stdout
-    assert told.stdout.splitlines()[1].split()[:3] == [HERE, "ours", "running"]
+    assert told.stdout.splitlines()[1].split()[:4] == [HERE, "ours", "minion1", "running"]
     names = {
         row["name"]: row["owner"]
         for row in json.loads(command(fake, *both("vm", "list", "--all", "--json")).stdout)
@@ -336,7 +337,7 @@ def test_a_name_on_a_narrow_terminal_can_be_copied(columns: int) -> None:
         assert max(map(len, seen)) <= columns
         assert any(f"│ {HERE} │ {name} │" in line for line in seen)
     else:
-        assert seen[:3] == [f"host: {HERE}", f"name: {name}", "state: running"]
+        assert seen[:4] == [f"host: {HERE}", f"name: {name}", "worker:", "state: running"]
 
 
 def test_without_virsh_it_is_said_how_to_get_it(fake: FakeLibvirt, monkeypatch: pytest.MonkeyPatch) -> None:
