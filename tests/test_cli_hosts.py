@@ -295,6 +295,48 @@ def test_a_bad_uri_is_refused_before_anything_is_asked(fake: FakeLibvirt) -> Non
     assert command(fake, "hosts", "-c", "/x").exit_code == 2
 
 
+@pytest.mark.parametrize(
+    ("words", "status"),
+    [
+        (("hosts",), 1),
+        (("vm", "show", "ours"), 1),
+        (("doctor",), 1),
+        (("image", "push", "/images/base", "--folder", "/images"), 1),
+        (("image", "build", "/images/base"), 1),
+    ],
+)
+def test_an_embedded_root_that_is_not_there_is_named(
+    fake: FakeLibvirt, tmp_path: Path, words: tuple[str, ...], status: int
+) -> None:
+    """A mistake in the path of a root is told, instead of a libvirt without VMs being made there."""
+    root = tmp_path / "embed"
+    told = command(fake, *words, "-c", f"qemu:///embed?root={root}")
+    assert told.exit_code == status
+    assert f"there is no folder {root}, which is named as the root" in told.output
+    assert fake.inspect(f"qemu:///embed?root={root}").trouble.calls == []
+
+
+@pytest.mark.parametrize(
+    ("uri", "said"),
+    [
+        ("qemu:///embed", "names no root"),
+        ("qemu:///embed?root=", "names no root"),
+        ("qemu:///embed?root=srv/embed", "has root='srv/embed', which is no absolute path"),
+    ],
+)
+def test_an_embedded_libvirt_has_an_absolute_root(
+    fake: FakeLibvirt, monkeypatch: pytest.MonkeyPatch, uri: str, said: str
+) -> None:
+    """What is wrong with the root is said, with an example, and not that a master may have it open."""
+    told = command(fake, "hosts", "-c", uri)
+    assert (told.exit_code, said in told.stderr) == (2, True), told.stderr
+    assert "qemu:///embed?root=/srv/buildbot/embed" in told.stderr
+    monkeypatch.setenv("LIBVIRT_DEFAULT_URI", uri)
+    told = command(fake, "hosts")
+    assert (told.exit_code, said in told.stderr) == (1, True), told.stderr
+    assert "only one process" not in told.stderr
+
+
 def test_a_vm_without_a_console_is_not_said_to_be_somebodys(
     fake: FakeLibvirt, monkeypatch: pytest.MonkeyPatch
 ) -> None:
