@@ -382,6 +382,22 @@ def test_a_name_on_a_narrow_terminal_can_be_copied(columns: int) -> None:
         assert seen[:4] == [f"host: {HERE}", f"name: {name}", "worker:", "state: running"]
 
 
+@pytest.mark.parametrize(
+    "words", [("hosts",), ("vm", "list"), ("sweep",), ("image", "gc")], ids=lambda words: words[-1]
+)
+def test_where_no_host_answers_there_is_no_empty_table(
+    fake: FakeLibvirt, words: tuple[str, ...], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Of hosts that do not answer only that is said; one that answers, and has nothing, is shown so."""
+    monkeypatch.setenv("LATENTVIRT_IMAGES", str(tmp_path))
+    empty = command(fake, *words, "-c", THERE)
+    assert empty.stdout.startswith("HOST ")
+    fake.inspect(THERE).reachable = False
+    told = command(fake, *words, "-c", THERE)
+    assert (told.exit_code, told.stdout) == (1, "")
+    assert THERE in told.stderr
+
+
 def test_without_virsh_it_is_said_how_to_get_it(fake: FakeLibvirt, monkeypatch: pytest.MonkeyPatch) -> None:
     """Consoles are virsh's; where it is missing, its package is named."""
     monkeypatch.setenv("PATH", "/nonexistent")

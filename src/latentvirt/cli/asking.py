@@ -249,6 +249,20 @@ def tell_table(columns: Sequence[str], rows: Sequence[Sequence[object]]) -> None
     click.echo("\n".join(line.rstrip() for line in printed.get().splitlines()))
 
 
+def tell_table_of(
+    answers: Sequence[Answer[Any]], columns: Sequence[str], rows: Sequence[Sequence[object]]
+) -> None:
+    """Print a table of what hosts said, as `tell_table` does; none where it is empty and some said nothing.
+
+    Args:
+        answers: of the hosts.
+        columns: their heads.
+        rows: their cells.
+    """
+    if rows or all(answer.error is None for answer in answers):
+        tell_table(columns, rows)
+
+
 def _blocks(columns: Sequence[str], rows: Sequence[Sequence[str]]) -> Iterator[list[str]]:
     """Write each row as lines of a column's head and the cell."""
     for row in rows:

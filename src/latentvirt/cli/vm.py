@@ -18,7 +18,7 @@ from latentvirt.cli.asking import (
     finish,
     tell_errors,
     tell_json,
-    tell_table,
+    tell_table_of,
 )
 from latentvirt.cli.finding import ENDS_WITH, Seen, find, look_at_vms, only
 from latentvirt.cli.grouping import LazyGroup
@@ -83,7 +83,8 @@ def list_(driver: Driver | None, connections: Sequence[Connection], everyones: b
     if as_json:
         tell_json(rows)
     else:
-        tell_table(
+        tell_table_of(
+            answers,
             ("HOST", "NAME", "WORKER", "STATE", "MEMORY", "VCPUS", "OWNER", "SLOT", "START"),
             [
                 (
