@@ -48,7 +48,7 @@ class PlannedMachine:
     now: Callable[[], float] = lambda: 0.0
     machine: Machine | None = None
 
-    async def _made(self) -> Machine:
+    async def _made(self, worker: str = "") -> Machine:
         if self.frozen is not None:
             await self.frozen.load()
         self.machine = Machine(
@@ -65,12 +65,13 @@ class PlannedMachine:
             frozen=self.frozen,
             claimed=self.claimed,
             secrets=("static-password",),
+            worker=worker,
         )
         return self.machine
 
     async def start(self) -> None:
         """Start it."""
-        await (await self._made()).start()
+        await (await self._made(self.spec.worker)).start()
 
     async def hold(self) -> None:
         """Thaw it, and let it wait."""

@@ -22,7 +22,7 @@ import reactorthread
 from brokenoff import watched
 from contract.backends import Backend, domain_xml, open_backend
 from latentvirt.cli import main
-from latentvirt.names import METADATA_NAMESPACE, Ownership
+from latentvirt.names import GUEST_NAMESPACE, METADATA_NAMESPACE, Ownership
 from latentvirt.testing import FakeLibvirt
 
 LEAVE = b"\x1d"
@@ -62,7 +62,7 @@ def fake() -> FakeLibvirt:
     made = FakeLibvirt()
     mark = (
         f"<metadata><l:vm xmlns:l='{METADATA_NAMESPACE}' owner='{OURS.owner}' slot='{OURS.slot}' "
-        f"start='{OURS.start}'/></metadata>"
+        f"start='{OURS.start}'/><g:guest xmlns:g='{GUEST_NAMESPACE}' worker='minion1'/></metadata>"
     )
     disk = (
         "<disk type='file'><driver type='qcow2'/><source file='/images/o.vda'/><backingStore type='file'>"
@@ -163,6 +163,7 @@ def test_latentvirts_vms_are_listed(fake: FakeLibvirt) -> None:
     assert row == {
         "host": HERE,
         "name": "ours",
+        "worker": "minion1",
         "state": "running",
         "memory_mib": 256,
         "vcpus": 2,
@@ -171,7 +172,7 @@ def test_latentvirts_vms_are_listed(fake: FakeLibvirt) -> None:
     }
     told = command(fake, *both("vm", "list"))
     assert "theirs" not in told.stdout
-    assert told.stdout.splitlines()[1].split()[:3] == [HERE, "ours", "running"]
+    assert told.stdout.splitlines()[1].split()[:4] == [HERE, "ours", "minion1", "running"]
     names = {
         row["name"]: row["owner"]
         for row in json.loads(command(fake, *both("vm", "list", "--all", "--json")).stdout)
@@ -294,6 +295,48 @@ def test_a_bad_uri_is_refused_before_anything_is_asked(fake: FakeLibvirt) -> Non
     assert command(fake, "hosts", "-c", "/x").exit_code == 2
 
 
+@pytest.mark.parametrize(
+    ("words", "status"),
+    [
+        (("hosts",), 1),
+        (("vm", "show", "ours"), 1),
+        (("doctor",), 1),
+        (("image", "push", "/images/base", "--folder", "/images"), 1),
+        (("image", "build", "/images/base"), 1),
+    ],
+)
+def test_an_embedded_root_that_is_not_there_is_named(
+    fake: FakeLibvirt, tmp_path: Path, words: tuple[str, ...], status: int
+) -> None:
+    """A mistake in the path of a root is told, instead of a libvirt without VMs being made there."""
+    root = tmp_path / "embed"
+    told = command(fake, *words, "-c", f"qemu:///embed?root={root}")
+    assert told.exit_code == status
+    assert f"there is no folder {root}, which is named as the root" in told.output
+    assert fake.inspect(f"qemu:///embed?root={root}").trouble.calls == []
+
+
+@pytest.mark.parametrize(
+    ("uri", "said"),
+    [
+        ("qemu:///embed", "names no root"),
+        ("qemu:///embed?root=", "names no root"),
+        ("qemu:///embed?root=srv/embed", "has root='srv/embed', which is no absolute path"),
+    ],
+)
+def test_an_embedded_libvirt_has_an_absolute_root(
+    fake: FakeLibvirt, monkeypatch: pytest.MonkeyPatch, uri: str, said: str
+) -> None:
+    """What is wrong with the root is said, with an example, and not that a master may have it open."""
+    told = command(fake, "hosts", "-c", uri)
+    assert (told.exit_code, said in told.stderr) == (2, True), told.stderr
+    assert "qemu:///embed?root=/srv/buildbot/embed" in told.stderr
+    monkeypatch.setenv("LIBVIRT_DEFAULT_URI", uri)
+    told = command(fake, "hosts")
+    assert (told.exit_code, said in told.stderr) == (1, True), told.stderr
+    assert "only one process" not in told.stderr
+
+
 def test_a_vm_without_a_console_is_not_said_to_be_somebodys(
     fake: FakeLibvirt, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -336,7 +379,23 @@ def test_a_name_on_a_narrow_terminal_can_be_copied(columns: int) -> None:
         assert max(map(len, seen)) <= columns
         assert any(f"│ {HERE} │ {name} │" in line for line in seen)
     else:
-        assert seen[:3] == [f"host: {HERE}", f"name: {name}", "state: running"]
+        assert seen[:4] == [f"host: {HERE}", f"name: {name}", "worker:", "state: running"]
+
+
+@pytest.mark.parametrize(
+    "words", [("hosts",), ("vm", "list"), ("sweep",), ("image", "gc")], ids=lambda words: words[-1]
+)
+def test_where_no_host_answers_there_is_no_empty_table(
+    fake: FakeLibvirt, words: tuple[str, ...], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Of hosts that do not answer only that is said; one that answers, and has nothing, is shown so."""
+    monkeypatch.setenv("LATENTVIRT_IMAGES", str(tmp_path))
+    empty = command(fake, *words, "-c", THERE)
+    assert empty.stdout.startswith("HOST ")
+    fake.inspect(THERE).reachable = False
+    told = command(fake, *words, "-c", THERE)
+    assert (told.exit_code, told.stdout) == (1, "")
+    assert THERE in told.stderr
 
 
 def test_without_virsh_it_is_said_how_to_get_it(fake: FakeLibvirt, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -170,6 +170,7 @@ def test_on_embed_the_files_are_written_by_hand(fake: FakeLibvirt, tmp_path: Pat
     """An embedded libvirt, which has no storage driver, gets images into a local folder all the same."""
     (tmp_path / "images").mkdir()
     (tmp_path / "own.qcow2").write_bytes(disk(MIB))
+    (tmp_path / "root").mkdir()
     embed = f"qemu:///embed?root={tmp_path}/root"
     (row,) = pushed(fake, f"{tmp_path}/own.qcow2", "-c", embed, "--folder", str(tmp_path / "images"))
     assert Path(row["path"]).read_bytes() == disk(MIB)
@@ -358,10 +359,12 @@ def test_other_bytes_than_were_sent_are_noticed(fake: FakeLibvirt, store: ImageS
     assert state.trouble.calls.count("volume.download") == 1
 
 
-def test_an_embedded_libvirt_in_use_is_said_to_be_so(fake: FakeLibvirt, store: ImageStore) -> None:
+def test_an_embedded_libvirt_in_use_is_said_to_be_so(
+    fake: FakeLibvirt, store: ImageStore, tmp_path: Path
+) -> None:
     """Where a master has the root open, it is said why it cannot be asked, and where to look."""
     put(store, "debian-12")
-    embed = "qemu:///embed?root=/srv/root"
+    embed = f"qemu:///embed?root={tmp_path}"
     fake.inspect(embed).trouble.fail_next("open", NO_CONNECT)
     told = push(fake, "debian-12", "-c", embed)
     assert told.exit_code == 1

@@ -55,6 +55,36 @@ def test_a_full_disk_is_a_sentence(words: list[str], unbuffered: str, tmp_path: 
     assert done.stderr.count("\n") == 1
 
 
+@pytest.mark.parametrize("closed", [">&-", "2>&-", "<&- >&- 2>&-"])
+@pytest.mark.parametrize(
+    ("words", "status"),
+    [
+        ("image list", 0),
+        ("image list --available", 0),
+        ("image remove lab-1", 1),
+        ("hosts -c test:///default", 1),
+        ("vm list -c test:///default", 0),
+        ("vm show nobody -c test:///default", 1),
+        ("doctor -c test:///default", 1),
+        ("sweep -c test:///default --dry-run", 0),
+        ("image gc -c test:///default --dry-run", 0),
+        ("image build ./nothere.qcow2 -c test:///default", 1),
+        ("nonsense", 2),
+    ],
+)
+def test_a_stream_that_is_closed_gets_nothing(words: str, status: int, closed: str, tmp_path: Path) -> None:
+    """With standard output or standard error closed a command does the same, and says nothing there."""
+    environment = {**os.environ, "LATENTVIRT_IMAGES": str(tmp_path), "XDG_CONFIG_HOME": str(tmp_path)}
+    done = subprocess.run(
+        ["sh", "-c", f'exec "$@" {closed}', "sh", *PROGRAM, *words.split()],
+        capture_output=True,
+        text=True,
+        env=environment,
+    )
+    assert (done.returncode, "Traceback" in done.stderr) == (status, False), done.stderr
+    assert (done.stdout if closed == ">&-" else done.stderr) == ""
+
+
 def test_a_name_that_a_terminal_cannot_show_is_shown_somehow() -> None:
     """A VM's name in characters that the terminal's encoding has not does not keep VMs from being listed."""
     done = subprocess.run(

@@ -31,6 +31,21 @@ def test_a_vm_is_shown_held_and_ended_by_its_workers_name(fake: FakeLibvirt, tmp
     assert fake.inspect(HERE).running() == ["farm-2", "theirs"]
 
 
+def test_a_vm_without_an_ssh_server_is_known_by_its_workers_name(fake: FakeLibvirt) -> None:
+    """The list shows whose each VM is, also if its guest told no SSH host keys, and it is found by that."""
+    add(fake, THERE, "farm-3", GuestMark("minion3"))
+    rows = [line.split() for line in command(fake, "vm", "list", *HOSTS).stdout.splitlines()]
+    assert rows[0][1:4] == ["NAME", "WORKER", "STATE"]
+    assert [row[1:4] for row in rows[1:]] == [
+        ["farm-1", "minion1", "running"],
+        ["farm-2", "running", "256"],
+        ["farm-3", "minion3", "running"],
+    ]
+    listed = json.loads(command(fake, "vm", "list", "--json", *HOSTS).stdout)
+    assert [row["worker"] for row in listed] == ["minion1", None, "minion3"]
+    assert "name: farm-3\nworker: minion3\n" in command(fake, "vm", "show", "minion3", *HOSTS).stdout
+
+
 def test_a_console_is_opened_by_the_workers_name(fake: FakeLibvirt, monkeypatch: pytest.MonkeyPatch) -> None:
     """virsh, which knows no workers, is told the domain."""
     add(fake, THERE, "farm-4", GuestMark("minion4", (KEY,)), CONSOLE)

@@ -15,6 +15,14 @@ from latentvirt.domainxml import ownership_of, parse
 
 CAPABILITIES = [f"--capabilities={HERE / 'capabilities' / f'{name}.xml'}" for name in ("qemu", "host", "kvm")]
 
+BOUNDED = """
+import resource
+from latentvirt.cli import main
+resource.setrlimit(resource.RLIMIT_AS, (2**30, 2**30))
+main()
+"""
+"""The command in a process that cannot take all of the machine's memory."""
+
 
 def xml(*arguments: str, stdin: str | None = None) -> Result:
     """Run the command."""
@@ -161,6 +169,28 @@ def test_a_bad_value_is_a_sentence_and_status_2(arguments: list[str], stdin: str
     assert (result.exit_code, result.stdout) == (2, "")
     assert words in " ".join(result.stderr.split())
     assert "Traceback" not in result.stderr
+
+
+@pytest.mark.parametrize("words", [["{}"], ["--generate", "--base-image=/images/base", "--capabilities={}"]])
+@pytest.mark.parametrize(
+    ("file", "status", "said"),
+    [
+        ("/dev/zero", 1, "is longer than 4 MiB"),
+        ("/dev/urandom", 1, "is not UTF-8 text"),
+        ("/proc/self/mem", 1, "cannot be read: Input/output error"),
+        (str(HERE), 2, "Is a directory"),
+    ],
+)
+def test_what_is_no_file_of_xml_is_refused_at_once(
+    words: list[str], file: str, status: int, said: str
+) -> None:
+    """A device without end, or a folder, named by mistake takes neither time nor memory."""
+    done = subprocess.run(
+        [sys.executable, "-c", BOUNDED, "xml", *(word.format(file) for word in words)],
+        capture_output=True,
+        text=True,
+    )
+    assert (done.returncode, said in done.stderr) == (status, True), done.stderr
 
 
 def test_a_file_that_is_no_text_is_refused(tmp_path: Path) -> None:

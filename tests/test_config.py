@@ -77,7 +77,8 @@ def test_good_uris(uri: str) -> None:
 
 
 @pytest.mark.parametrize(
-    "uri", ["", " ", None, 3, "/var/lib/x", "qemu:/system", "qemu://h:port/", "http//x", "a b"]
+    "uri",
+    ["", " ", None, 3, "/var/lib/x", "qemu:/system", "qemu://h:port/", "http//x", "a b", "qemu:///embed"],
 )
 def test_bad_uris(uri: Any) -> None:
     """What cannot be a URI is refused with an example of one."""

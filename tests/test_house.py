@@ -37,7 +37,7 @@ FLOORS = (
     {"aliases", "devices", "hosts"},
     {"config", "sizes"},
     {"hold", "labels"},
-    {"amounts", "durations", "imagefiles"},
+    {"amounts", "durations", "imagefiles", "roots"},
     {"errors", "flights", "hostkeys", "picture", "showing", "_version"},
 )
 FRONT_DOOR = "latentvirt"

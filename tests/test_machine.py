@@ -550,7 +550,7 @@ def wait_for_mark(scene: Scene) -> GuestMark:
         domain = scene.inspector.domain(NAME)
         assert domain is not None
         mark = guest_of(domain.live or "")
-        if mark is not None:
+        if mark is not None and mark.keys:
             return mark
         on_reactor(lambda: None)
 
@@ -563,6 +563,19 @@ def test_a_guests_host_keys_are_where_any_process_can_read_them(scene: Scene) ->
     assert wait_for_mark(scene) == GuestMark("minion1", (HostKey(*KEY.split()),))
     run(machine.stop())
     assert scene.left() == NOTHING
+
+
+@pytest.mark.parametrize("guest", [FakeGuest(), FakeGuest(says_ready=True)])
+def test_whose_a_vm_is_stands_on_its_host_from_the_start(scene: Scene, guest: FakeGuest) -> None:
+    """A guest that tells no host keys, or nothing, is known by its worker's name, which costs nothing."""
+    scene.inspector.guests = lambda domain: guest
+    machine = scene.machine()
+    run(machine.start())
+    domain = scene.inspector.domain(NAME)
+    assert domain is not None
+    assert guest_of(domain.live or "") == GuestMark("minion1")
+    run(machine.stop())
+    assert "domain.setMetadata" not in scene.inspector.trouble.calls
 
 
 def test_a_guest_that_attaches_before_it_says_so_is_heard_out(scene: Scene) -> None:

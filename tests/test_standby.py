@@ -14,6 +14,7 @@ from twisted.internet import defer
 
 from latentvirt import prefer_ready
 from latentvirt.config import Connection
+from latentvirt.domainxml import GuestMark, guest_of
 from latentvirt.hosts import Hosts
 from latentvirt.machine import Machine
 from latentvirt.master.record import HostRecord
@@ -142,6 +143,17 @@ def test_as_many_stand_by_as_idle_workers_ask_for(master: StageMaster) -> None:
     assert "tier standby" in built(workers[1])
     _settle(master)
     assert paused(master) == 2
+
+
+def test_a_standby_is_known_by_the_worker_that_has_it(master: StageMaster) -> None:
+    """A VM that stands by has no worker's name; that of its build's worker is noted when it takes it."""
+    asking = a_worker(master, "asking", standby=True)
+    tend(master, asking)
+    (waiting,) = untold(master)
+    assert guest_of(waiting.live or "") is None
+    attach(asking)
+    until(lambda: guest_of(waiting.live or "") == GuestMark("asking"))
+    _stop(asking)
 
 
 def test_any_worker_takes_the_standby_that_fits(master: StageMaster) -> None:

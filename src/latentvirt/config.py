@@ -16,15 +16,13 @@ from latentvirt.amounts import MORE_THAN_ANY_AMOUNT as MORE_THAN_ANY_AMOUNT
 from latentvirt.amounts import mebibytes as mebibytes
 from latentvirt.errors import ConfigError
 from latentvirt.labels import is_text
+from latentvirt.roots import check_root, is_embed
 from latentvirt.showing import shown
 
 DEFAULT_FROZEN_SPACE = "20 GiB"
 DEFAULT_IMAGES = "/var/lib/libvirt/images"
 
-
-EMBED_SCHEME = "qemu"
 TEST_SCHEME = "test"
-EMBED_PATH = "/embed"
 SESSION_PATH = "/session"
 """Where a user's own daemon is, which runs as that user."""
 
@@ -147,6 +145,7 @@ class Connection:
                     f"connection URI {uri!r}: libvirt has no {what} {part!r}",
                     remedy="write one such as 'qemu:///system' or 'qemu+ssh://user@host/system'",
                 )
+        check_root(uri)
         for what, number, unit in (("slots", self.slots, "VMs"), ("vcpus", self.vcpus, "processors")):
             whole = isinstance(number, int) and not isinstance(number, bool)
             if number is not None and (not whole or number < 1):
@@ -190,8 +189,7 @@ class Connection:
     @property
     def is_embed(self) -> bool:
         """Whether QEMU's driver runs inside our own process: no daemon, no storage and network drivers."""
-        parts = urlsplit(self.uri)
-        return parts.scheme == EMBED_SCHEME and not parts.netloc and parts.path == EMBED_PATH
+        return is_embed(self.uri)
 
     @property
     def is_in_process(self) -> bool:

@@ -6,11 +6,17 @@ from collections.abc import Callable, Coroutine
 from typing import Any, Protocol
 
 from latentvirt import domainxml
+from latentvirt.errors import LatentvirtError
 from latentvirt.guest import Identity
 from latentvirt.host import DomainNews
 from latentvirt.listening import Listener
 
 Identify = Callable[[domainxml.NetworkUse, str | None], Identity]
+
+
+def nobody(use: domainxml.NetworkUse, address: str | None) -> Identity:
+    """Be asked who a guest is that nobody has asked for yet."""
+    raise LatentvirtError("a VM that no build has yet asked who it is")
 
 
 class Owner(Protocol):
@@ -19,6 +25,7 @@ class Owner(Protocol):
     listener: Listener
     identify: Identify
     secrets: tuple[str, ...]
+    worker: str
 
     @property
     def holding(self) -> bool:

@@ -49,6 +49,7 @@ class LiveDomain:
         claimed: tells of a start's id whether a build has its VM.
         let_run: lets the paused domain of a UUID run, if it may beside the others.
         auth: what the in-tree worker's metadata element is to say, if it is to be there.
+        worker: name of the Buildbot worker that its guest is; empty if its metadata does not say that yet.
     """
 
     host: Host
@@ -61,6 +62,7 @@ class LiveDomain:
     claimed: Callable[[str], bool]
     let_run: Callable[[str], Awaitable[None]]
     auth: Identity | None = None
+    worker: str = ""
 
     uuid: str = attrs.field(init=False, default="")
     resumed: bool = attrs.field(init=False, default=False)
@@ -173,6 +175,7 @@ class LiveDomain:
             vars_path=vars_path,
             channel=self._has_channel,
             own_cards=domainxml.OwnCards(self.host.uri, self.plan.spec.own_cards),
+            worker=self.worker,
         )
         auth = self.auth
         return domainxml.with_auth(rewritten, auth.name, auth.password, auth.master) if auth else rewritten
@@ -261,11 +264,12 @@ class LiveDomain:
         await self.listening.open(self.uuid, console=self._has_console, channel=self._has_channel)
 
     async def note_guest(self, mark: domainxml.GuestMark) -> None:
-        """Write what its guest told of itself where any process can read it.
+        """Write who its guest is, and what it told of itself, where any process can read it.
 
         Args:
-            mark: what it told.
+            mark: who, and what it told.
         """
+        self.worker = mark.worker
         await self.host.set_metadata(
             self.uuid, domainxml.guest_mark(mark), prefix=GUEST_PREFIX, namespace=GUEST_NAMESPACE
         )

@@ -46,6 +46,7 @@ class Machine:
         claimed: tells of a start's id whether a build has its VM.
         let_run: lets the paused domain of a UUID run, if it may beside the others; None lets all run.
         secrets: what must not be seen in the console's log.
+        worker: name of the Buildbot worker that its guest will be; empty while nobody knows.
     """
 
     host: Host
@@ -60,6 +61,7 @@ class Machine:
     claimed: Callable[[str], bool] = lambda start: False
     let_run: Callable[[str], Awaitable[None]] | None = None
     secrets: tuple[str, ...] = ()
+    worker: str = ""
 
     _tiers: Tiers = attrs.field(init=False)
     _work: Undertaking = attrs.field(init=False)
@@ -145,6 +147,7 @@ class Machine:
         listener: Listener,
         identify: Identify,
         secrets: tuple[str, ...] = (),
+        worker: str = "",
     ) -> None:
         """Let a VM that was held go on for a build.
 
@@ -152,11 +155,12 @@ class Machine:
             listener: who hears of it from now on.
             identify: says who the guest is to be.
             secrets: what must not be seen in the console's log.
+            worker: name of the Buildbot worker that the guest will be.
 
         Raises:
             LatentvirtError: as for `start`.
         """
-        self.listener, self.identify, self.secrets = listener, identify, secrets
+        self.listener, self.identify, self.secrets, self.worker = listener, identify, secrets, worker
         if self._tiers.ears is not None:
             for secret in secrets:
                 self._tiers.ears.hide(secret)

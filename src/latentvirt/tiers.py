@@ -36,7 +36,7 @@ from latentvirt.undertaking import Undertaking
 ANSWER_S = 20.0
 """How long a thawed guest may take to say that it attaches; it was running already when it was frozen."""
 
-NOT_NOTED = "[latentvirt: the guest's SSH host keys could not be noted"
+NOT_NOTED = "[latentvirt: the guest's name and SSH host keys could not be noted"
 
 
 @attrs.define(eq=False)
@@ -224,6 +224,7 @@ class Tiers:
             claimed=self.claimed,
             let_run=self.let_run,
             auth=auth,
+            worker=self.owner.worker,
         )
         return self.live
 
@@ -271,7 +272,7 @@ class Tiers:
     def attaching(self, told: Attaching, worker: str) -> None:
         """The guest took its identity, and may have told its SSH host keys."""
         self.answered()
-        if told.keys and self.live is not None:
+        if self.live is not None and (told.keys or worker != self.live.worker):
             noting = defer.ensureDeferred(self.live.note_guest(domainxml.GuestMark(worker, told.keys)))
             noting.addErrback(lambda failure: self.console([f"{NOT_NOTED}: {failure.value}]"]))
         took = self.ears.since_told if self.ears is not None else 0.0

@@ -9,7 +9,16 @@ from hypothesis import strategies as st
 from domainxml.support import HERE, OWNERSHIP, UUID, capabilities
 from domainxml.test_golden import REWRITES
 from latentvirt.devices import Nic
-from latentvirt.domainxml import Layer, Overlay, OwnCards, generate, rewrite, rewrite_for_start
+from latentvirt.domainxml import (
+    GuestMark,
+    Layer,
+    Overlay,
+    OwnCards,
+    generate,
+    guest_of,
+    rewrite,
+    rewrite_for_start,
+)
 from latentvirt.names import FileName, Ownership, mac_of_slot
 from latentvirt.sizes import Size
 
@@ -38,6 +47,16 @@ def test_any_domain_comes_out_as_it_would_by_itself(name: str, domain: str) -> N
     given_ = {"vars_path": None, "own_cards": CARDS, "channel": True, **REWRITES[name]}
     given_ |= {"name": domain, "uuid": UUID, "ownership": OWNERSHIP}
     assert rewrite_for_start(text, **given_) == rewrite(text, **given_)
+
+
+@pytest.mark.parametrize("worker", ["", "minion1", 'a "quoted" one', "a&b <c>"])
+def test_a_workers_name_is_written_as_it_would_by_itself(worker: str) -> None:
+    """Each start's metadata names its own worker, whatever is in that name, and none where there is none."""
+    given_ = {"name": "a", "uuid": UUID, "ownership": OWNERSHIP, "overlays": [], "vars_path": None}
+    given_ |= {"own_cards": CARDS, "channel": True, "worker": worker}
+    text = rewrite_for_start(generated(), **given_)  # type: ignore[arg-type]
+    assert text == rewrite(generated(), **given_)  # type: ignore[arg-type]
+    assert guest_of(text) == (GuestMark(worker) if worker else None)
 
 
 starts = st.builds(

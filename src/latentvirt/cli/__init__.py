@@ -8,7 +8,13 @@ from typing import Any
 import click
 
 from latentvirt._version import __version__
-from latentvirt.cli.refusing import EXIT_REFUSED, broken_off_alike, refusals_told, write_whatever_can_be
+from latentvirt.cli.refusing import (
+    EXIT_REFUSED,
+    broken_off_alike,
+    open_what_is_closed,
+    refusals_told,
+    write_whatever_can_be,
+)
 
 __all__ = ["COMMANDS", "EXIT_REFUSED", "Commands", "main"]
 
@@ -38,6 +44,7 @@ class Commands(click.Group):
 
     def main(self, *args: Any, **kwargs: Any) -> Any:
         """Run from a shell's words, the options of the group itself included."""
+        open_what_is_closed()
         write_whatever_can_be()
         with refusals_told():
             return super().main(*args, **kwargs)

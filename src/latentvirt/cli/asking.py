@@ -25,6 +25,7 @@ from latentvirt.cli.values import read_by
 from latentvirt.config import Connection
 from latentvirt.errors import HostUnreachable, LatentvirtError, NotFound
 from latentvirt.host import Driver, Host
+from latentvirt.roots import check_root_is_there
 from latentvirt.showing import visible
 
 T = TypeVar("T")
@@ -127,9 +128,13 @@ def named_by_uri(uris: Sequence[str]) -> list[Connection]:
 
 
 def usual_host() -> Connection:
-    """Say which host is meant where none is named: that of virsh."""
+    """Say which host is meant where none is named: that of virsh.
+
+    Raises:
+        ConfigError: the environment names it, by what cannot be a URI.
+    """
     usual = "qemu:///system" if os.geteuid() == 0 else "qemu:///session"
-    return Connection(os.environ.get(DEFAULT_URI_VARIABLE) or usual)
+    return Connection(checked_uri(os.environ.get(DEFAULT_URI_VARIABLE) or usual))
 
 
 async def ask(
@@ -153,6 +158,7 @@ async def ask(
         host = Host(connection, reactor, driver=driver)
         try:
             check_alias(connection.uri)
+            check_root_is_there(connection.uri)
             return Answer(connection.uri, found=await question(host))
         except LatentvirtError as error:
             return Answer(connection.uri, error=explained(error, connection))
@@ -241,6 +247,20 @@ def tell_table(columns: Sequence[str], rows: Sequence[Sequence[object]]) -> None
     with console.capture() as printed:
         console.print(table)
     click.echo("\n".join(line.rstrip() for line in printed.get().splitlines()))
+
+
+def tell_table_of(
+    answers: Sequence[Answer[Any]], columns: Sequence[str], rows: Sequence[Sequence[object]]
+) -> None:
+    """Print a table of what hosts said, as `tell_table` does; none where it is empty and some said nothing.
+
+    Args:
+        answers: of the hosts.
+        columns: their heads.
+        rows: their cells.
+    """
+    if rows or all(answer.error is None for answer in answers):
+        tell_table(columns, rows)
 
 
 def _blocks(columns: Sequence[str], rows: Sequence[Sequence[str]]) -> Iterator[list[str]]:

@@ -31,7 +31,7 @@ class Seen:
         use: what it takes.
         state: ``running``, ``paused`` (it stands by, or is just being started) or what is wrong with it.
         hold: until when it is held; None if it is not, or the time is up.
-        worker: the Buildbot worker that its guest is; None if it has told nothing, or nobody looked.
+        worker: the Buildbot worker that its guest is; None if it is none, or stands by for one.
     """
 
     use: DomainUse
@@ -49,9 +49,10 @@ async def look_at_vms(host: Host) -> list[Seen]:
     found = await host.usage()
     fares = await defer.gatherResults([defer.ensureDeferred(host.news(use.uuid)) for use in found])
     holds = await defer.gatherResults([defer.ensureDeferred(_hold_of(host, use)) for use in found])
+    workers = await defer.gatherResults([defer.ensureDeferred(_worker_of(host, use)) for use in found])
     return [
-        Seen(use, STATES.get(news.condition, news.detail), hold)
-        for use, news, hold in zip(found, fares, holds, strict=True)
+        Seen(use, STATES.get(news.condition, news.detail), hold, worker)
+        for use, news, hold, worker in zip(found, fares, holds, workers, strict=True)
         if not news.condition.is_end
     ]
 
@@ -61,20 +62,14 @@ async def _hold_of(host: Host, use: DomainUse) -> Hold | None:
     return hold if hold is not None and hold.until > time.time() else None
 
 
-async def _look_for_workers(host: Host) -> list[Seen]:
-    """List the same, with the workers that latentvirt's VMs are."""
-
-    async def named(seen: Seen) -> Seen:
-        if seen.use.ownership is None:
-            return seen
-        try:
-            mark = domainxml.guest_of(await host.description(seen.use.uuid))
-        except NotFound:
-            return seen  # it has ended meanwhile, which is told where something is done with it
-        return seen if mark is None else attrs.evolve(seen, worker=mark.worker)
-
-    seen = await look_at_vms(host)
-    return await defer.gatherResults([defer.ensureDeferred(named(one)) for one in seen])
+async def _worker_of(host: Host, use: DomainUse) -> str | None:
+    if use.ownership is None:
+        return None
+    try:
+        mark = domainxml.guest_of(await host.description(use.uuid))
+    except NotFound:
+        return None  # it has ended meanwhile, which is told where something is done with it
+    return mark.worker if mark is not None else None
 
 
 def _the_one(answers: Sequence[Answer[list[Seen]]], name: str) -> tuple[str, Seen]:
@@ -116,7 +111,7 @@ async def find(
         NotFound: it is on none of those that answered.
         ConfigError: several have one.
     """
-    answers = await ask(connections, _look_for_workers, driver)
+    answers = await ask(connections, look_at_vms, driver)
     uri, seen = _the_one(answers, name)
     return next(connection for connection in connections if connection.uri == uri), seen
 

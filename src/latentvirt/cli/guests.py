@@ -27,7 +27,7 @@ class Guest:
         connection: its host.
         name: of its domain.
         uuid: of its domain.
-        worker: the Buildbot worker that it is; None if it has told nothing.
+        worker: the Buildbot worker that it is; None if it is none, or stands by for one.
         keys: its public SSH host keys.
         addresses: those that its host's DHCP server gave it.
         xml: its domain's live description.

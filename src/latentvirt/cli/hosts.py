@@ -10,7 +10,7 @@ from typing import Any
 import attrs
 import click
 
-from latentvirt.cli.asking import EXIT_STATUS, about_hosts, ask, finish, tell_errors, tell_json, tell_table
+from latentvirt.cli.asking import EXIT_STATUS, about_hosts, ask, finish, tell_errors, tell_json, tell_table_of
 from latentvirt.config import Connection
 from latentvirt.host import Driver, Host
 
@@ -92,7 +92,8 @@ def hosts(driver: Driver | None, connections: Sequence[Connection], as_json: boo
             ]
         )
     else:
-        tell_table(
+        tell_table_of(
+            answers,
             ("HOST", "LIBVIRT", "QEMU", "ARCH", "KVM", "CPUS", "MEMORY", "FREE", "VMS", "HELD", "OTHERS"),
             [(answer.uri, *_cells(answer.found)) for answer in answers if answer.found is not None],
         )

@@ -22,6 +22,7 @@ from latentvirt.host import Driver, Host
 from latentvirt.images.catalogue import load_catalogue
 from latentvirt.images.cloudconfig import read_cloud_config, read_meta_data
 from latentvirt.images.store import STOCK, Entry, ImageStore
+from latentvirt.roots import check_root_is_there
 from latentvirt.showing import visible
 from latentvirt.sizes import Size
 
@@ -163,6 +164,7 @@ def build(
     """
     connection = usual_host() if uri is None else Connection(uri)
     check_alias(connection.uri)
+    check_root_is_there(connection.uri)
     given_user_data, given_meta_data = _read(user_data), _read(meta_data)
     store = ImageStore()
     image = _named(image, store)

@@ -18,7 +18,7 @@ from latentvirt.cli.asking import (
     naming_hosts,
     tell_errors,
     tell_json,
-    tell_table,
+    tell_table_of,
 )
 from latentvirt.cli.saying import say as tell
 from latentvirt.config import BYTES_PER_MIB
@@ -90,7 +90,8 @@ def gc(
     if as_json:
         tell_json(rows)
     else:
-        tell_table(
+        tell_table_of(
+            answers,
             ("HOST", "IMAGE", "SIZE", "DONE"),
             [(row["host"], row["path"], f"{row['size_mib']} MiB", row["done"]) for row in rows],
         )

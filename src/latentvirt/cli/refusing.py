@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import io
+import os
 import signal
 import sys
 import threading
@@ -20,6 +21,9 @@ EXIT_REFUSED = 1
 
 EXIT_INTERRUPTED = 130
 """It was broken off; the same as of a program that SIGINT ended in a shell."""
+
+STANDARD = (("stdin", "r"), ("stdout", "w"), ("stderr", "w"))
+"""The standard streams in the order of their numbers, from 0 on, and what they are open for."""
 
 
 @contextmanager
@@ -85,6 +89,17 @@ def _trouble_of_output() -> str | None:
     except OSError as error:
         return error.strerror
     return None
+
+
+def open_what_is_closed() -> None:
+    """Let a standard stream that a shell has closed (``>&-``) be one into which anything goes."""
+    # Whatever is opened first would else take its number, and get what others write there.
+    while (number := os.open(os.devnull, os.O_RDWR)) < len(STANDARD):
+        os.set_inheritable(number, True)
+    os.close(number)
+    for number, (stream, mode) in enumerate(STANDARD):
+        if getattr(sys, stream) is None:
+            setattr(sys, stream, os.fdopen(number, mode, closefd=False))
 
 
 def write_whatever_can_be() -> None:

@@ -19,7 +19,7 @@ from latentvirt.cli.asking import (
     finish,
     tell_errors,
     tell_json,
-    tell_table,
+    tell_table_of,
 )
 from latentvirt.config import Connection
 from latentvirt.errors import HostUnreachable, LatentvirtError
@@ -113,8 +113,10 @@ def sweep(
         tell_json(rows)
     else:
         columns = ("host", "owner", "until", "vms", "files", "done")
-        tell_table(
-            [column.upper() for column in columns], [[row[column] for column in columns] for row in rows]
+        tell_table_of(
+            answers,
+            [column.upper() for column in columns],
+            [[row[column] for column in columns] for row in rows],
         )
     sys.exit(int(tell_errors([*answers, *_failures(answers)])))
 

@@ -18,7 +18,7 @@ from latentvirt.cli.asking import (
     finish,
     tell_errors,
     tell_json,
-    tell_table,
+    tell_table_of,
 )
 from latentvirt.cli.finding import ENDS_WITH, Seen, find, look_at_vms, only
 from latentvirt.cli.grouping import LazyGroup
@@ -47,6 +47,7 @@ def _as_json(uri: str, seen: Seen) -> dict[str, Any]:
     return {
         "host": uri,
         "name": use.name,
+        "worker": seen.worker,
         "uuid": use.uuid,
         "state": seen.state,
         "memory_mib": use.memory,
@@ -71,7 +72,7 @@ def _held(row: dict[str, Any]) -> str:
 @click.option("--json", "as_json", is_flag=True, help="Print a list of objects instead of a table.")
 @click.pass_obj
 def list_(driver: Driver | None, connections: Sequence[Connection], everyones: bool, as_json: bool) -> None:
-    """List latentvirt's VMs: host, name, state, size, and which master's start they are."""
+    """List latentvirt's VMs: host, name, worker, state, size, and which master's start they are."""
     answers = finish(connections, lambda: ask(connections, look_at_vms, driver))
     rows = [
         _as_json(answer.uri, seen)
@@ -82,12 +83,14 @@ def list_(driver: Driver | None, connections: Sequence[Connection], everyones: b
     if as_json:
         tell_json(rows)
     else:
-        tell_table(
-            ("HOST", "NAME", "STATE", "MEMORY", "VCPUS", "OWNER", "SLOT", "START"),
+        tell_table_of(
+            answers,
+            ("HOST", "NAME", "WORKER", "STATE", "MEMORY", "VCPUS", "OWNER", "SLOT", "START"),
             [
                 (
                     row["host"],
                     row["name"],
+                    row["worker"],
                     row["state"],
                     f"{row['memory_mib']} MiB",
                     row["vcpus"],
@@ -128,7 +131,7 @@ def show(driver: Driver | None, connections: Sequence[Connection], name: str, as
         tell_json(shown)
         return
     shown["memory"] = f"{shown.pop('memory_mib')} MiB"
-    for key in ("host", "name", "uuid", "state", "memory", "vcpus", "owner", "slot", "start"):
+    for key in ("host", "name", "worker", "uuid", "state", "memory", "vcpus", "owner", "slot", "start"):
         say(f"{key}: {'' if shown[key] is None else shown[key]}".rstrip())
     if shown["held"] is not None:
         say(f"held: {_held(shown)}")

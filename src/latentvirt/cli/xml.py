@@ -15,6 +15,7 @@ from latentvirt import domainxml
 from latentvirt.amounts import mebibytes
 from latentvirt.capabilities import HostCapabilities, cpu_features_of, read_capabilities
 from latentvirt.cli.values import line_of_text, read_by
+from latentvirt.config import BYTES_PER_MIB
 from latentvirt.devices import Disk, Nic, read_disks, read_nic, read_nics
 from latentvirt.errors import ConfigError
 from latentvirt.imagefiles import FORMATS, check_image_path
@@ -193,7 +194,7 @@ def xml(
         text = domainxml.generate(
             name=name,
             uuid=_uuid(name),
-            capabilities=capabilities_from([each.read() for each in capability_files]),
+            capabilities=capabilities_from([_read(each) for each in capability_files]),
             size=Size(memory=memory, vcpus=vcpus),
             network=network,
             virt_type=virt_type,
@@ -329,10 +330,24 @@ def _root(text: str) -> etree._Element:
 
 
 def _read(file: TextIO) -> str:
+    """Read a file, and of one without end, such as a device, no more than shows that it is none of XML.
+
+    Raises:
+        ConfigError: it is no text, or longer than XML that is read.
+    """
     try:
-        return file.read()
+        text = file.read(domainxml.MAX_BYTES + 1)
     except UnicodeDecodeError as error:
         raise ConfigError(f"{file.name} is not UTF-8 text: {error.reason} at byte {error.start}") from error
+    except OSError as error:
+        raise ConfigError(f"{file.name} cannot be read: {error.strerror}") from error
+    if len(text) > domainxml.MAX_BYTES:
+        raise ConfigError(
+            f"{file.name} is longer than {domainxml.MAX_BYTES // BYTES_PER_MIB} MiB, and neither a domain's "
+            "description nor a host's capabilities are",
+            remedy="name the file of what virsh prints",
+        )
+    return text
 
 
 def _layer(disk: domainxml.WritableDisk, base_image: str, base_format: str) -> domainxml.Layer:

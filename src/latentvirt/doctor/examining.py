@@ -41,6 +41,7 @@ from latentvirt.domainxml import network_of
 from latentvirt.errors import ConfigError, LatentvirtError, NotFound
 from latentvirt.host import Host, NetworkView
 from latentvirt.names import FileName, directory_owner
+from latentvirt.roots import check_root_is_there
 from latentvirt.storage import open_storage
 from latentvirt.sweep import FROZEN
 
@@ -64,6 +65,10 @@ async def examine(host: Host, wanted: Wanted, tell: Tell = lambda _: None) -> li
     except ConfigError as error:
         return [problem("alias-unknown", uri, error.what, error.remedy)]
     way = way_to(uri)
+    try:
+        check_root_is_there(way.uri)
+    except ConfigError as error:
+        return [problem("embed-failed", uri, error.what, error.remedy)]
     found: list[Finding] = []
     if way.is_ssh:
         tell("logging in by ssh")

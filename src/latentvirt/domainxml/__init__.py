@@ -12,6 +12,7 @@ from latentvirt.domainxml.guestmark import GuestMark, guest_mark, guest_of
 from latentvirt.domainxml.holding import hold_of_mark, mark_of_hold
 from latentvirt.domainxml.ownership import ownership_of, ownership_of_mark, with_auth
 from latentvirt.domainxml.parse import (
+    MAX_BYTES,
     NetworkUse,
     console_of,
     domain_name,
@@ -29,6 +30,7 @@ from latentvirt.domainxml.rewrite import Layer, Overlay, OwnCards, files_of_disk
 from latentvirt.domainxml.seeding import with_seed
 
 __all__ = [
+    "MAX_BYTES",
     "DiskSource",
     "Forward",
     "GuestMark",

@@ -1,13 +1,13 @@
-"""What a guest told of itself, in its live domain's metadata, where any process can read it."""
+"""Who a guest is and what it told, in its live domain's metadata, where any process can read it."""
 
 from __future__ import annotations
 
 import attrs
 from lxml import etree
 
-from latentvirt.domainxml.parse import parse
+from latentvirt.domainxml.parse import Element, append, ensure, parse
 from latentvirt.hostkeys import MOST_KEYS, HostKey
-from latentvirt.names import GUEST_NAMESPACE
+from latentvirt.names import GUEST_NAMESPACE, GUEST_PREFIX
 
 _GUEST = f"{{{GUEST_NAMESPACE}}}guest"
 _KEY = f"{{{GUEST_NAMESPACE}}}key"
@@ -19,11 +19,11 @@ class GuestMark:
 
     Args:
         worker: name of the Buildbot worker that it is.
-        keys: its public SSH host keys.
+        keys: its public SSH host keys; none if it has told none.
     """
 
     worker: str
-    keys: tuple[HostKey, ...]
+    keys: tuple[HostKey, ...] = ()
 
 
 def guest_mark(mark: GuestMark) -> str:
@@ -32,6 +32,13 @@ def guest_mark(mark: GuestMark) -> str:
     for key in mark.keys:
         etree.SubElement(root, "key").text = str(key)
     return etree.tostring(root, encoding="unicode")
+
+
+def set_worker(root: Element, worker: str) -> None:
+    """Write into the description of a start which worker its guest will be, before that tells anything."""
+    append(
+        ensure(root, "metadata"), etree.Element(_GUEST, nsmap={GUEST_PREFIX: GUEST_NAMESPACE}, worker=worker)
+    )
 
 
 def guest_of(xml: str) -> GuestMark | None:

@@ -18,6 +18,10 @@ ANY_NAME = f"any-{secrets.token_hex(8)}"
 ANY_SLOT = f"any-{secrets.token_hex(8)}"
 ANY_START = secrets.token_hex(6)
 ANY_UUID = str(uuids.uuid4())
+ANY_WORKER = f"any-{secrets.token_hex(8)}"
+
+IN_ATTRIBUTES = {'"': "&quot;"}
+"""What is written otherwise there, besides what is everywhere."""
 
 
 def rewrite_for_start(
@@ -30,6 +34,7 @@ def rewrite_for_start(
     vars_path: str | None,
     channel: bool,
     own_cards: OwnCards,
+    worker: str = "",
 ) -> str:
     """Make the XML of one start, as `rewrite` does, which is asked once for all that differ in ids only.
 
@@ -42,13 +47,15 @@ def rewrite_for_start(
         vars_path: file for this start's UEFI variables, if it has any.
         channel: whether the guest gets the port over which it learns who it is.
         own_cards: the network cards that are not the person's own.
+        worker: name of the Buildbot worker that its guest will be; empty if nobody knows yet.
 
     Raises:
         BadXML: as `rewrite` does.
     """
     words = [(ANY_NAME, name), (ANY_UUID, uuid), (ANY_START, ownership.start), (ANY_SLOT, ownership.slot)]
+    words.append((ANY_WORKER, worker))
     macs = list(_macs(own_cards, ownership))
-    as_they_are = all(word.isprintable() and escape(word) == word for _, word in words)
+    as_they_are = all(word.isprintable() and escape(word, IN_ATTRIBUTES) == word for _, word in words)
     if not as_they_are or any(mac in xml.lower() for mac, _ in macs):
         return rewrite(
             xml,
@@ -59,6 +66,7 @@ def rewrite_for_start(
             vars_path=vars_path,
             channel=channel,
             own_cards=own_cards,
+            worker=worker,
         )
     text = _pattern(
         xml,
@@ -69,6 +77,7 @@ def rewrite_for_start(
         None if vars_path is None else _of_any(vars_path, ownership),
         channel,
         own_cards,
+        ANY_WORKER if worker else "",
     )
     for any_, word in (*macs, *words):
         text = text.replace(any_, word)
@@ -95,6 +104,7 @@ def _pattern(
     vars_path: str | None,
     channel: bool,
     own_cards: OwnCards,
+    worker: str,
 ) -> str:
     return rewrite(
         xml,
@@ -105,4 +115,5 @@ def _pattern(
         vars_path=vars_path,
         channel=channel,
         own_cards=own_cards,
+        worker=worker,
     )

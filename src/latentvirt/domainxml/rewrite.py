@@ -10,6 +10,7 @@ from lxml import etree
 
 from latentvirt.domainxml.adding import give_macs
 from latentvirt.domainxml.disks import PATH_ATTRIBUTE, source_of, target_of
+from latentvirt.domainxml.guestmark import set_worker
 from latentvirt.domainxml.holding import drop_hold
 from latentvirt.domainxml.ownership import set_ownership
 from latentvirt.domainxml.parse import Element, append, ensure, insert, line_of, parse, remove, serialise
@@ -89,6 +90,7 @@ def rewrite(
     channel: bool = True,
     relabel_off: Sequence[str] = RELABELLING_MODELS,
     own_cards: OwnCards | None = None,
+    worker: str = "",
 ) -> str:
     """Make the XML of one start; all that is not named here stays as it was.
 
@@ -102,6 +104,7 @@ def rewrite(
         channel: whether the guest gets the port over which it learns who it is.
         relabel_off: security models that must leave the images below the overlays as they are.
         own_cards: the network cards that are not the person's own.
+        worker: name of the Buildbot worker that its guest will be; empty if nobody knows yet.
 
     Raises:
         BadXML: the XML cannot be read, or lacks an overlay's disk.
@@ -111,6 +114,8 @@ def rewrite(
         if value is not None:
             _set_identity(root, tag, value)
     set_ownership(root, ownership)
+    if worker:
+        set_worker(root, worker)
     drop_hold(root)
     for overlay in overlays:
         _set_overlay(_disk(root, overlay.target), overlay, models_to_switch_off(root, relabel_off))

@@ -15,6 +15,7 @@ from latentvirt.errors import HostUnreachable, LatentvirtError
 from latentvirt.host import Driver, Host
 from latentvirt.images.library import Brought, Library
 from latentvirt.names import new_owner
+from latentvirt.roots import check_root_is_there
 
 
 @attrs.frozen
@@ -110,6 +111,7 @@ async def _push_to(
         listener.begin(errand)
         try:
             check_alias(host.uri)
+            check_root_is_there(host.uri)
             outcomes.append(await _run(errand, host, library, listener))
         except LatentvirtError as error:
             if isinstance(error, HostUnreachable) and error.host == host.uri:

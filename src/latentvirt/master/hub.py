@@ -15,11 +15,9 @@ from twisted.internet import defer, task
 from latentvirt.claim import Claim
 from latentvirt.config import Connection
 from latentvirt.describing import own_name
-from latentvirt.domainxml import NetworkUse
 from latentvirt.errors import LatentvirtError
 from latentvirt.frozen import FrozenStore
-from latentvirt.guest import Identity
-from latentvirt.guestowner import Identify
+from latentvirt.guestowner import Identify, nobody
 from latentvirt.hold import Hold
 from latentvirt.host import Host
 from latentvirt.hosts import Hosts
@@ -47,11 +45,6 @@ logger = logging.getLogger(__name__)
 
 PATIENCE_WITH_AN_END_S = 5.0
 """How long a start waits for a place that is just being freed, if it can thaw there."""
-
-
-def nobody(use: NetworkUse, address: str | None) -> Identity:
-    """Be asked who a guest is that nobody has asked for yet."""
-    raise LatentvirtError("a VM that no build has yet asked who it is")
 
 
 class Hub(SharedService):
@@ -209,6 +202,7 @@ class Hub(SharedService):
         store: FrozenStore | None,
         identify: Identify = nobody,
         secrets: tuple[str, ...] = (),
+        worker: str = "",
     ) -> Machine:
         """Make a machine in a place.
 
@@ -220,6 +214,7 @@ class Hub(SharedService):
             store: the frozen images of its folder; None if it has no files of its own.
             identify: says who the guest is to be.
             secrets: what must not be seen in the console's log.
+            worker: name of the worker that it is for; empty if it is to stand by.
         """
         return Machine(
             host=record.host,
@@ -234,6 +229,7 @@ class Hub(SharedService):
             clock=self.master.reactor,
             now=time.time,
             secrets=secrets,
+            worker=worker,
         )
 
     # Places

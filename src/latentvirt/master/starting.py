@@ -150,7 +150,14 @@ class Starting:
         store = record.frozen.get(spec.folder or "") if spec.proven else None
         if standby is None:
             run.machine = self.hub.machine(
-                record, planned, run.claim, run, store, identify=self.identify, secrets=secrets
+                record,
+                planned,
+                run.claim,
+                run,
+                store,
+                identify=self.identify,
+                secrets=secrets,
+                worker=self.worker.name,
             )
         else:
             run.machine = standby
@@ -169,7 +176,7 @@ class Starting:
             if standby is None:
                 await run.machine.start()
             else:
-                await run.machine.wake(run, self.identify, secrets)
+                await run.machine.wake(run, self.identify, secrets, self.worker.name)
             self._check_wanted()
         except LatentvirtError as error:
             self.forget(run)
