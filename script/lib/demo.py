@@ -182,9 +182,9 @@ def watch_build(stage: Stage, master: Master, console: Console, number: int) -> 
     """Ask for a build, tell how it goes, and wait until its VM is gone."""
     request = master.force("demo")
     with console.status(f"build {number}: asked for") as status:
-        ended, tries = _follow(master, request, number, status)
+        ended, tries, files = _follow(stage, master, request, number, status)
         *retried, build = master.builds(request)
-        gone = _wait_until_gone(stage.volumes())
+        gone = _wait_until_gone(files)
     for lost in retried:
         console.print(f"build {number} had to be tried again:", highlight=False)
         console.print(master.text(lost, "start VM", "progress"), markup=False, highlight=False)
@@ -209,22 +209,26 @@ def watch_build(stage: Stage, master: Master, console: Console, number: int) -> 
     return Outcome(number, good, " + ".join(tiers), found[1] if found else "", seconds)
 
 
-def _follow(master: Master, request: int, number: int, status: Any) -> tuple[float, int]:
+def _follow(
+    stage: Stage, master: Master, request: int, number: int, status: Any
+) -> tuple[float, int, set[Path]]:
     """Show a build's state until it is done.
 
     Returns:
-        When it ended, and how many tries it took.
+        When it ended, how many tries it took, and the files of its VM.
     """
     asked = time.monotonic()
-    current = None
+    current, files = None, set[Path]()
     while time.monotonic() < asked + (BUILD_S if current is not None else BEGIN_S):
+        seen = stage.volumes()  # what is there when the build has ended may be the next standby's
         builds = master.builds(request)
         steps = master.steps(builds[-1]) if builds else []
         if steps and current != builds[-1]["buildid"]:
             current = builds[-1]["buildid"]
         # A build that is to be retried is complete, its request is not.
         if builds and builds[-1]["complete"] and _is_complete(master, request):
-            return time.monotonic(), len(builds)
+            return time.monotonic(), len(builds), files
+        files = seen
         if steps:
             status.update(f"build {number}: {steps[-1]['name']}: {steps[-1]['state_string']}")
         time.sleep(POLL_S)
