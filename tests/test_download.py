@@ -731,11 +731,13 @@ def test_a_file_on_this_machine_is_copied_once(vendor: Vendor, store: ImageStore
 def test_a_file_that_is_not_as_pinned_or_not_there_is_refused(
     vendor: Vendor, store: ImageStore, tmp_path: Path
 ) -> None:
-    """A file's checksum counts if the catalogue has one; a wrong path is named."""
+    """A file's checksum counts if the catalogue has one, and no vendor is blamed; a wrong path is named."""
     file = tmp_path / "own.qcow2"
     file.write_bytes(disk())
-    with pytest.raises(ImageError, match="not what it should be"):
+    with pytest.raises(ImageError, match="not what it should be") as caught:
         get(vendor, store, url="", sums="", path=str(file), sha256=HEX256)
+    assert "correct sha256 in" in caught.value.remedy
+    assert "vendor" not in caught.value.remedy
     with pytest.raises(ImageError, match=r"nowhere cannot be copied"):
         get(vendor, store, url="", sums="", path=str(tmp_path / "nowhere"))
     assert (store.entries(), list(store.scratch().iterdir())) == ([], [])

@@ -359,6 +359,20 @@ def test_what_cannot_be_right_is_refused_before_anything_boots(scene: Scene, tmp
     assert scene.left == []
 
 
+@pytest.mark.parametrize(
+    ("image", "said"),
+    [("ubuntu-24.04", "latentvirt image pull ubuntu-24.04"), ("./nothere", "./nothere cannot be looked at")],
+)
+def test_an_image_that_is_not_there_is_told_first(scene: Scene, image: str, said: str) -> None:
+    """What is missing is said also where libvirt does not run, and no lock is left for it."""
+    scene.fake.inspect(HERE).reachable = False
+    told = scene.build(image)
+    assert (told.exit_code, said in told.stderr) == (1, True), told.stderr
+    assert "libvirt" not in told.stderr.replace("latentvirt", "")
+    locks = scene.store.root / "locks"
+    assert not locks.exists() or not any("build" in lock.name for lock in locks.iterdir())
+
+
 def test_another_machine_is_refused(scene: Scene) -> None:
     """The disk has to be read here when the VM has ended, so a host elsewhere is refused at once."""
     told = CliRunner().invoke(

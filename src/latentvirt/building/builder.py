@@ -20,7 +20,7 @@ from latentvirt.building.recipe import BUILD_PORT, recipe
 from latentvirt.building.report import Report
 from latentvirt.building.workplace import RunningVM, Workplace, abandoned
 from latentvirt.capabilities import HostCapabilities
-from latentvirt.config import BYTES_PER_MIB
+from latentvirt.config import BYTES_PER_MIB, Connection
 from latentvirt.errors import ConfigError, GuestFailed, HostError, HostUnreachable, ImageError
 from latentvirt.host import Host
 from latentvirt.images.nocloud import Seed, write_seed
@@ -67,13 +67,51 @@ def name_of_file(path: str) -> str:
     return SUFFIXES.sub("", os.path.basename(path)).lower()
 
 
+def check_order(order: Order, connection: Connection, store: ImageStore) -> None:
+    """Check what can be wrong with an order before anything is done for it, and without libvirt.
+
+    Args:
+        order: what is to be built.
+        connection: where to boot it.
+        store: where the stock image is.
+
+    Raises:
+        ConfigError: it cannot be carried out as it is.
+        ImageError: there is no such image.
+    """
+    if not connection.is_local:
+        raise ConfigError(
+            f"{connection.uri} is not surely this machine, and only here can the VM's disk be read "
+            "afterwards",
+            remedy="build on a libvirt of this machine: --connect qemu:///system, or qemu:///session",
+        )
+    Entry(order.name, "x", BUILT, FORMAT, "0" * 64, 0, 0, 0).check()
+    if "/" in order.image:
+        try:
+            os.stat(order.image)
+        except OSError as error:
+            raise ImageError(
+                f"the image {order.image} cannot be looked at: {error.strerror}",
+                remedy="name an image that is there by its path, or one of the image store by its name",
+            ) from error
+    elif not any((entry.name, entry.kind) == (order.image, STOCK) for entry in store.entries()):
+        raise _no_stock_image(order.image, str(store.root))
+
+
+def _no_stock_image(name: str, where: str) -> ImageError:
+    return ImageError(
+        f"there is no stock image {name!r} in {where}",
+        remedy=f"get it: latentvirt image pull {name}; or name a file by its path",
+    )
+
+
 async def build(order: Order, host: Host, store: ImageStore, listener: Listener) -> Entry:
     """Make a base image, and publish it as a built one.
 
     It may be cancelled at any time: nothing of it is left then.
 
     Args:
-        order: what is to be built.
+        order: what is to be built; one that `check_order` has let pass.
         host: where to boot it: this machine.
         store: where the stock image is, and the built one goes.
         listener: hears how it goes.
@@ -82,17 +120,10 @@ async def build(order: Order, host: Host, store: ImageStore, listener: Listener)
         The built image.
 
     Raises:
-        ConfigError: the order cannot be carried out as it is.
         ImageError: the stock image is not there, or is none to begin from.
         GuestFailed: cloud-init, or what it had to do, failed; nothing is published.
         HostError: the host failed.
     """
-    if not host.connection.is_local:
-        raise ConfigError(
-            f"{host.uri} is not surely this machine, and only here can the VM's disk be read afterwards",
-            remedy="build on a libvirt of this machine: --connect qemu:///system, or qemu:///session",
-        )
-    Entry(order.name, "x", BUILT, FORMAT, "0" * 64, 0, 0, 0).check()  # now, and not after half an hour
     listener.step(f"looking at {order.image}")
     await host.open()
     await _clear_up(host, store, listener)
@@ -132,10 +163,7 @@ def _base(order: Order, store: ImageStore, arch: str) -> tuple[Path, dict[str, A
         return path, {"path": str(path)}
     entry = store.find(order.image, arch, STOCK)
     if entry is None:
-        raise ImageError(
-            f"there is no stock image {order.image!r} for {arch} in {store.root}",
-            remedy=f"get it: latentvirt image pull {order.image}; or name a file by its path",
-        )
+        raise _no_stock_image(order.image, f"{store.root} for {arch}")
     return store.path_of(entry), {"name": entry.name, "digest": entry.digest, "source": entry.source}
 
 

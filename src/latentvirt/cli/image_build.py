@@ -11,7 +11,7 @@ from rich.progress import Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
 
 from latentvirt.aliases import check_alias
 from latentvirt.amounts import mebibytes
-from latentvirt.building import Order, name_of_file
+from latentvirt.building import Order, check_order, name_of_file
 from latentvirt.building import build as build_image
 from latentvirt.cli.asking import checked_uri, usual_host
 from latentvirt.cli.running import run_to_end
@@ -178,6 +178,7 @@ def build(
         user_data={} if given_user_data is None else read_cloud_config(given_user_data, str(user_data)),
         meta_data={} if given_meta_data is None else read_meta_data(given_meta_data, str(meta_data)),
     )
+    check_order(order, connection, store)
     with Telling() as telling:
 
         def waits() -> None:

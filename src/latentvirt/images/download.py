@@ -193,7 +193,10 @@ def _published(
             raise WrongSum(
                 f"the image {item.name} from {item.origin} is not what it should be: its "
                 f"{wanted.algorithm} is {came_to}, not {wanted.digits}",
-                remedy="nothing was published, and what was downloaded is gone; the vendor may just be "
+                remedy=f"nothing was published; see whether the file is whole, or correct "
+                f"{wanted.algorithm} in {item.defined_in}"
+                if item.path
+                else "nothing was published, and what was downloaded is gone; the vendor may just be "
                 "publishing a new one: try again in a while, and tell the vendor if that does not help",
             )
     length = part.stat().st_size
