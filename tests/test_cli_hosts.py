@@ -21,7 +21,7 @@ from click.testing import CliRunner, Result
 import reactorthread
 from brokenoff import watched
 from contract.backends import Backend, domain_xml, open_backend
-from latentvirt.cli import main
+from latentvirt.cli import main, progress
 from latentvirt.names import GUEST_NAMESPACE, METADATA_NAMESPACE, Ownership
 from latentvirt.testing import FakeLibvirt
 
@@ -396,6 +396,18 @@ def test_where_no_host_answers_there_is_no_empty_table(
     told = command(fake, *words, "-c", THERE)
     assert (told.exit_code, told.stdout) == (1, "")
     assert THERE in told.stderr
+
+
+@pytest.mark.parametrize("words", [("hosts",), ("vm", "list"), ("doctor",)], ids=lambda words: words[-1])
+def test_what_takes_long_says_in_a_pipe_what_it_waits_for(
+    fake: FakeLibvirt, words: tuple[str, ...], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Where a host takes its time, a line says that it is asked; where it does not, nothing is said."""
+    assert THERE not in command(fake, *words, "-c", THERE).stderr
+    monkeypatch.setattr(progress, "PATIENCE_S", 0.0)
+    fake.inspect(THERE).trouble.latency_s = 0.1
+    said = command(fake, *words, "-c", THERE).stderr
+    assert re.search(rf"^(asking )?{re.escape(THERE)}.*\.\.\.$|^looking\.\.\.$", said, re.MULTILINE), said
 
 
 def test_without_virsh_it_is_said_how_to_get_it(fake: FakeLibvirt, monkeypatch: pytest.MonkeyPatch) -> None:

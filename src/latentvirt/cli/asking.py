@@ -14,11 +14,11 @@ import attrs
 import click
 from rich.console import Console
 from rich.table import Table
-from rich.text import Text
 from twisted.internet import defer, threads
 from twisted.python.failure import Failure
 
 from latentvirt.aliases import check_alias
+from latentvirt.cli.progress import waiting
 from latentvirt.cli.refusing import EXIT_INTERRUPTED, signals_given_back
 from latentvirt.cli.saying import say
 from latentvirt.cli.values import read_by
@@ -184,14 +184,14 @@ def explained(error: LatentvirtError, connection: Connection) -> LatentvirtError
 
 
 def finish(connections: Sequence[Connection], work: Callable[[], Awaitable[T]]) -> T:
-    """Do what a command does, to its end, and show on a terminal that it goes on.
+    """Do what a command does, to its end, and show that it goes on.
 
     Args:
         connections: the hosts that it asks.
         work: does it; a process can do this once, unless a reactor runs already, on another thread.
     """
     many = f"{len(connections)} hosts" if len(connections) > 1 else connections[0].uri
-    with Console(stderr=True).status(Text(visible(f"asking {many}..."))):
+    with waiting(f"asking {many}..."):
         return to_its_end(work)
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import attrs
@@ -14,6 +14,7 @@ from rich.text import Text
 from twisted.internet import defer
 
 from latentvirt.cli.asking import named_by_uri, naming_hosts, tell_json, to_its_end, usual_host
+from latentvirt.cli.progress import waiting
 from latentvirt.cli.saying import say
 from latentvirt.doctor import Finding, Severity, Wanted, examine, mend
 from latentvirt.doctor.finding import problem
@@ -24,9 +25,6 @@ from latentvirt.showing import visible
 STYLES = {Severity.OK: "green", Severity.WARNING: "yellow", Severity.PROBLEM: "bold red"}
 ORDER = list(reversed(Severity))
 """What is worst comes first."""
-
-SPINNER_WIDTH = 3
-"""What the spinner and the room around it take of a line."""
 
 WIDEST = 120
 """Longer lines are hard to read, however wide the terminal is."""
@@ -46,28 +44,22 @@ class Told:
 
 
 class Progress:
-    """Show on a terminal, while hosts are asked, what is asked."""
+    """Show, while hosts are asked, what is asked.
 
-    def __init__(self, hosts: int) -> None:
+    Args:
+        hosts: how many.
+        show: shows it.
+    """
+
+    def __init__(self, hosts: int, show: Callable[[str], None]) -> None:
         self._hosts = hosts
         self._done = 0
-        console = Console(stderr=True)
-        self._width = console.width - SPINNER_WIDTH
-        self._status = console.status("looking...")
-
-    def __enter__(self) -> Progress:
-        self._status.start()
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self._status.stop()
+        self._show = show
 
     def tell(self, uri: str, what: str) -> None:
         """Show what is asked of a host next."""
         count = f"{self._done} of {self._hosts} hosts done; " if self._hosts > 1 else ""
-        said = Text(f"{count}{uri.partition('?')[0]}: {what}...")
-        said.truncate(self._width, overflow="ellipsis")
-        self._status.update(said)
+        self._show(f"{count}{uri.partition('?')[0]}: {what}...")
 
     def done(self, uri: str) -> None:
         """Show that a host was asked for everything."""
@@ -119,7 +111,8 @@ def doctor(
             raise
         told = [Told(problem("config-unusable", config, error.what, error.remedy))]
     else:
-        with Progress(len(wanted)) as progress:
+        with waiting("looking...") as show:
+            progress = Progress(len(wanted), show)
             told = to_its_end(lambda: _see_to_all(wanted, driver, fix, progress))
     _print(told, as_json=as_json, quiet=quiet)
     sys.exit(int(any(one.finding.severity is Severity.PROBLEM for one in told)))

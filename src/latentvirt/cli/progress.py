@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import contextlib
 import math
+import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Protocol
 
 import rich.progress
 from rich.console import Console
+from rich.text import Text
 
 from latentvirt.cli.saying import say
 from latentvirt.config import BYTES_PER_MIB
@@ -17,6 +19,62 @@ from latentvirt.showing import visible
 
 SECONDS_PER_LINE = 10.0
 """In a pipe there is no more than one line of progress in so many seconds."""
+
+PATIENCE_S = 2.0
+"""How long something may take before a line in a pipe says what it is."""
+
+SPINNER_WIDTH = 3
+"""What the spinner and the room around it take of a line."""
+
+
+@contextlib.contextmanager
+def waiting(doing: str) -> Iterator[Callable[[str], None]]:
+    """Show that something goes on as long as this is held: on a terminal at once, in a pipe if it takes long.
+
+    Args:
+        doing: what is done.
+
+    Yields:
+        What is called when something else is done.
+    """
+    console = Console(stderr=True)
+    if console.is_terminal:
+        with console.status(_in_one_line(doing, console.width)) as status:
+            yield lambda other: status.update(_in_one_line(other, console.width))
+    else:
+        waits = _Waits(doing)
+        try:
+            yield waits.go_on_with
+        finally:
+            waits.end()
+
+
+def _in_one_line(doing: str, width: int) -> Text:
+    text = Text(visible(doing))
+    text.truncate(width - SPINNER_WIDTH, overflow="ellipsis")
+    return text
+
+
+class _Waits:
+    def __init__(self, doing: str) -> None:
+        self._doing = doing
+        self._over = threading.Event()
+        # What is waited for may hold up this thread.
+        self._teller = threading.Thread(target=self._tell, daemon=True)
+        self._teller.start()
+
+    def go_on_with(self, other: str) -> None:
+        self._doing = other
+
+    def _tell(self) -> None:
+        patience = PATIENCE_S
+        while not self._over.wait(patience):
+            say(self._doing, err=True)
+            patience = SECONDS_PER_LINE
+
+    def end(self) -> None:
+        self._over.set()
+        self._teller.join()
 
 
 class Progress(Protocol):
