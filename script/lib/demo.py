@@ -289,7 +289,8 @@ def _seconds(log: str) -> dict[str, float]:
 
 def show(console: Console, outcomes: list[Outcome]) -> None:
     """Print the table."""
-    table = Table(caption=CAPTION, caption_justify="left")
+    # No frame: with one, the heads would not fit into 80 columns.
+    table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0), caption=CAPTION, caption_justify="left")
     table.add_column("build")
     table.add_column("tier", no_wrap=True)
     for column in COLUMNS:
