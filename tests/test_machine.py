@@ -339,6 +339,17 @@ def test_a_name_that_was_taken_and_is_free_now_is_used(scene: Scene) -> None:
     assert scene.left() == NOTHING
 
 
+def test_a_predefined_domain_that_was_running_and_is_not_now_is_used(scene: Scene) -> None:
+    """The same of a domain that is defined on the host, which stays there when its VM has ended."""
+    scene.inspector.define(domain_xml("minion1", disk="/images/hd.img", marked=None))
+    running = "requested operation is not valid: domain is already active"
+    scene.inspector.trouble.fail_next("createXML", libvirt.VIR_ERR_OPERATION_INVALID, running)
+    machine = scene.machine(kind="predefined", hd_image="/images/hd.img")
+    run(machine.start())
+    assert scene.inspector.running() == ["minion1"]
+    run(machine.stop())
+
+
 def test_a_leftover_of_ours_makes_room(scene: Scene) -> None:
     """A VM that an earlier process left in the slot is ended before the start."""
     run(scene.machine(Ownership(OWNER, "slot1", "ffffffffffff")).start())

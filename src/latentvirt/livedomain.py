@@ -218,7 +218,10 @@ class LiveDomain:
 
     async def _is_free_now(self, error: HostError) -> bool:
         """Say whether the name may have been taken, and is no more: a sweep ended what was left there."""
-        return error.code in MAY_BE_TAKEN and await self.host.domain(self.name) is None
+        if error.code not in MAY_BE_TAKEN:
+            return False
+        there = await self.host.domain(self.name)
+        return there is None or not there.active
 
     async def _explain_place(self, error: HostError) -> None:
         """Find out whether the name was taken meanwhile; libvirt's codes do not tell."""

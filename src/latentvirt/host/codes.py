@@ -46,8 +46,12 @@ _UNREACHABLE = {
     libvirt.VIR_ERR_SSH,
 }
 
-MAY_BE_TAKEN = {libvirt.VIR_ERR_DOM_EXIST, libvirt.VIR_ERR_OPERATION_FAILED}
-"""What libvirt says where another domain has the name; it says the second of many other things as well."""
+MAY_BE_TAKEN = {
+    libvirt.VIR_ERR_DOM_EXIST,
+    libvirt.VIR_ERR_OPERATION_FAILED,
+    libvirt.VIR_ERR_OPERATION_INVALID,
+}
+"""What libvirt says where another domain has the name, or runs already; most of it not of that alone."""
 
 UNSUPPORTED = {libvirt.VIR_ERR_NO_SUPPORT, libvirt.VIR_ERR_OPERATION_UNSUPPORTED}
 
