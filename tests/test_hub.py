@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from typing import Any
 
 import pytest
 
@@ -10,6 +11,7 @@ from latentvirt.claim import Claim
 from latentvirt.config import Connection
 from latentvirt.errors import HostError
 from latentvirt.hosts import Hosts
+from latentvirt.master.health import LONGEST_REST_S, REST_GROWTH
 from latentvirt.master.placing import RESERVATION_S, Need
 from latentvirt.master.record import FIRST_REST_S, HostRecord
 from latentvirt.master.tries import REMEMBERED_BUILDS
@@ -141,20 +143,47 @@ def test_a_host_that_failed_rests_and_is_tried(master: StageMaster, record: Host
     on_reactor(lambda: master.hub.failed(record, HostError("gone", host=HERE.uri)))
     assert _reserve(master, record, "a") == [False]
     on_reactor(lambda: clock.advance(FIRST_REST_S))
-    while record.rest_s < 4 * FIRST_REST_S:
+    second = FIRST_REST_S * REST_GROWTH
+    while record.rest_s <= second:
         run(_nothing())
     assert _reserve(master, record, "a") == [False]
     host.reachable = True
-    on_reactor(lambda: clock.advance(FIRST_REST_S))
+    on_reactor(lambda: clock.advance(second - 0.5))
     assert host.trouble.calls.count("open") == 1
     wakes = master.wakes
-    on_reactor(lambda: clock.advance(FIRST_REST_S))
+    on_reactor(lambda: clock.advance(0.5))
     while record.resting is not None:
         run(_nothing())
     assert master.wakes == wakes + 1
     assert _reserve(master, record, "a") == [True]
     on_reactor(lambda: master.hub.health.worked(record, "a"))
     assert record.rest_s == FIRST_REST_S
+
+
+def test_the_return_of_a_host_is_noticed_soon(
+    master: StageMaster, record: HostRecord, clock: Clock, caplog: pytest.LogCaptureFixture
+) -> None:
+    """However long a host was away, it is tried again within half as long once more, and half a minute."""
+
+    def rests() -> list[Any]:
+        return [entry.args[1] for entry in caplog.records if "rests for" in entry.msg and entry.args]
+
+    host = master.fake.inspector
+    host.reachable = False
+    on_reactor(lambda: master.hub.failed(record, HostError("gone", host=HERE.uri)))
+    away = 0.0
+    while away < 10 * LONGEST_REST_S:
+        tried, rest = len(rests()), rests()[-1]
+        assert rest <= min(away / 2 + FIRST_REST_S, LONGEST_REST_S)
+        on_reactor(lambda rest=rest: clock.advance(rest))
+        while len(rests()) == tried:
+            run(_nothing())
+        away += rest
+    host.reachable = True
+    on_reactor(lambda: clock.advance(rests()[-1]))
+    while record.resting is not None:
+        run(_nothing())
+    assert _reserve(master, record, "a") == [True]
 
 
 def test_a_worker_whose_start_was_refused_waits_alone(

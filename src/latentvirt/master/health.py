@@ -13,7 +13,18 @@ from latentvirt.master.record import FIRST_REST_S, HostRecord
 
 logger = logging.getLogger(__name__)
 
-LONGEST_REST_S = 60.0
+REST_GROWTH = 1.5
+"""How many times as long as the last one a host's next rest is.
+
+Its return is noticed within half as long as it was away.
+"""
+
+LONGEST_REST_S = 30.0
+
+REFUSAL_GROWTH = 2.0
+"""How many times as long a worker waits after each further refusal by a host that answers."""
+
+LONGEST_REFUSAL_S = 60.0
 
 LEAST_FAILURES = 5
 """How many of a host's remembered starts must have failed before it is put into quarantine."""
@@ -51,14 +62,14 @@ class Health:
         record.resting = str(error)
         logger.warning("%s rests for %g s: %s", record.host.uri, record.rest_s, error)
         self.reactor.callLater(record.rest_s, self.probe, record)
-        record.rest_s = min(record.rest_s * 2, LONGEST_REST_S)
+        record.rest_s = min(record.rest_s * REST_GROWTH, LONGEST_REST_S)
 
     def refused(self, record: HostRecord, worker: str, error: LatentvirtError) -> None:
         """Note that a host that answers failed a worker's start: that worker waits, longer each time."""
         record.last_error = str(error)
         pause = record.pauses.get(worker, FIRST_REST_S)
         record.held[worker] = self.reactor.seconds() + pause
-        record.pauses[worker] = min(pause * 2, LONGEST_REST_S)
+        record.pauses[worker] = min(pause * REFUSAL_GROWTH, LONGEST_REFUSAL_S)
         self.reactor.callLater(pause, self.wake)
 
     def worked(self, record: HostRecord, worker: str) -> None:
