@@ -32,7 +32,7 @@ def test_master_host(
         given=given,
         host_is_local=local,
         network_address=network_address,
-        fallback="master.example",
+        fallback=lambda: "master.example",
     )
     assert found == expected
 

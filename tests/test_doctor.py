@@ -580,7 +580,7 @@ c['protocols'] = {{'pb': {{'port': {port}}}}}
 def seen(given: str | None, port: int | None, *, network: str = "user", interface: str = "") -> Finding:
     """Call a master as guests on this machine would be told to."""
     address = MasterAddress(network=network, given=given, port=port, interface=interface)
-    told = guest_sees(address, is_here=True, networks=(), fallback="localhost")
+    told = guest_sees(address, is_here=True, networks=(), fallback=lambda: "localhost")
     return address_finding("here", address, call(told, port))
 
 

@@ -109,6 +109,18 @@ def test_a_base_image_that_renders_to_nothing_is_an_error(master: StageMaster) -
     assert _left(master) == ([], [])
 
 
+def test_a_slow_resolver_holds_up_no_start_that_need_not_ask_it(
+    master: StageMaster, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Where masterFQDN says what guests are told, the machine's own name is not looked for on the reactor."""
+    asked = []
+    monkeypatch.setattr("socket.getfqdn", lambda: asked.append(1) or "slow.example")
+    told = _worker(master, "told", identity="metadata", masterFQDN="buildmaster.example")
+    assert _start(told)
+    assert asked == []
+    _stop(told)
+
+
 def test_a_stop_without_a_start(worker: LibVirtWorker) -> None:
     """Buildbot stops workers that it never started."""
     _stop(worker)

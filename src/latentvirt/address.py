@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import functools
 import re
+import socket
+from collections.abc import Callable
 from ipaddress import IPv6Address
 
 from latentvirt.domainxml import NetworkUse
@@ -18,8 +21,19 @@ _HOST_NAME = re.compile(r"[\w.-]+")
 """Of any letters: a name may be written in its own script."""
 
 
+@functools.cache
+def this_machine() -> str:
+    """Return this machine's full name; the first time it may take as long as its resolver lets one wait."""
+    return socket.getfqdn()
+
+
 def master_host(
-    use: NetworkUse, *, given: str | None, host_is_local: bool, network_address: str | None, fallback: str
+    use: NetworkUse,
+    *,
+    given: str | None,
+    host_is_local: bool,
+    network_address: str | None,
+    fallback: Callable[[], str],
 ) -> str:
     """Decide which host name or address a guest connects to.
 
@@ -28,7 +42,7 @@ def master_host(
         given: what the person said (masterFQDN); it wins always.
         host_is_local: whether the VM runs on the master's own machine.
         network_address: the host's address on the domain's libvirt network, if it has one.
-        fallback: the master's own name.
+        fallback: tells the master's own name; only asked if that is the answer.
     """
     if given:
         return given
@@ -36,7 +50,7 @@ def master_host(
         return USER_MODE_HOST
     if host_is_local and use.kind == "network" and network_address:
         return network_address
-    return fallback
+    return fallback()
 
 
 def split_address(given: str | None) -> tuple[str | None, int | None]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import socket
 import time
 from collections.abc import Callable
 from typing import TypeVar
@@ -10,6 +9,7 @@ from typing import TypeVar
 from twisted.internet import threads
 
 from latentvirt.abandoned import Estate, estates
+from latentvirt.address import this_machine
 from latentvirt.aliases import check_alias
 from latentvirt.devices import USER_NETWORK
 from latentvirt.doctor.finding import Finding, problem
@@ -264,7 +264,7 @@ class _Examination:
                 address,
                 is_here=is_here,
                 networks=self.networks,
-                fallback=socket.getfqdn(),
+                fallback=this_machine,
             )
             calling = await _in_thread(call, told, address.port)
             self.found.append(address_finding(self.uri, address, calling))

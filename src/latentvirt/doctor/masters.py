@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import ipaddress
 import socket
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import attrs
 
@@ -51,7 +51,7 @@ class Calling:
 
 
 def guest_sees(
-    address: MasterAddress, *, is_here: bool, networks: Sequence[NetworkView], fallback: str
+    address: MasterAddress, *, is_here: bool, networks: Sequence[NetworkView], fallback: Callable[[], str]
 ) -> str:
     """Say which host a guest is told, as a start would.
 
@@ -59,7 +59,7 @@ def guest_sees(
         address: what master.cfg says.
         is_here: whether the VM's host is this machine.
         networks: those of the VM's host.
-        fallback: this machine's own name.
+        fallback: tells this machine's own name.
     """
     on = {network.name: network.address for network in networks}
     user = address.network == "user"

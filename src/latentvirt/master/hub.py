@@ -12,6 +12,7 @@ import attrs
 from buildbot.util.service import SharedService
 from twisted.internet import defer, task
 
+from latentvirt.address import this_machine
 from latentvirt.claim import Claim
 from latentvirt.config import Connection
 from latentvirt.describing import own_name
@@ -19,7 +20,7 @@ from latentvirt.errors import LatentvirtError
 from latentvirt.frozen import FrozenStore
 from latentvirt.guestowner import Identify, nobody
 from latentvirt.hold import Hold
-from latentvirt.host import Host
+from latentvirt.host import Host, threads
 from latentvirt.hosts import Hosts
 from latentvirt.images import Library, Say, say_nothing
 from latentvirt.listening import Listener
@@ -82,6 +83,8 @@ class Hub(SharedService):
 
     def startService(self) -> Any:
         """Begin to do what is done every so often."""
+        # Where the resolver is slow, no start is to wait for it on the reactor's thread.
+        threads.begin("latentvirt name", this_machine, lambda error: None)
         self._tends.clock = self.master.reactor
         self._tends.start(TEND_EVERY_S, now=False)
         for regular in (self.sweeping, self.holds, self._looking):

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import socket
 import zlib
 from typing import Any
 
@@ -14,7 +13,7 @@ from buildbot.worker.latent import AbstractLatentWorker, States
 from twisted.internet import defer
 from twisted.python import log
 
-from latentvirt.address import master_host, split_address
+from latentvirt.address import master_host, split_address, this_machine
 from latentvirt.domainxml import NetworkUse
 from latentvirt.errors import (
     BadXML,
@@ -289,7 +288,7 @@ class LibVirtWorker(HoldsOnFailure, GoodbyeInTime, CompatibleLatentWorkerMixin, 
             given=given,
             host_is_local=self._run is not None and self._run.record.connection.is_local,
             network_address=network_address,
-            fallback=socket.getfqdn(),
+            fallback=this_machine,
         )
         return Identity(
             name=self.name,
