@@ -18,7 +18,7 @@ from buildbot.worker.protocols.base import Connection as PBConnection
 from twisted.internet import defer
 
 from latentvirt.config import Connection
-from latentvirt.master import goodbye
+from latentvirt.master import goodbye, steplog
 from latentvirt.master.tries import TRIES_OF_A_BUILD
 from latentvirt.master.worker import LibVirtWorker
 from latentvirt.testing import FakeGuest
@@ -258,6 +258,22 @@ def test_a_cancelled_start_returns_soon_and_is_undone(master: StageMaster, worke
     _stop(worker)
     _settle(master)
     assert _left(master) == ([], [])
+
+
+def test_a_slow_database_holds_up_no_end_of_a_start(
+    master: StageMaster, worker: LibVirtWorker, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A start that fails while the database does not answer ends all the same, so that a master can exit."""
+    monkeypatch.setattr(steplog, "DATABASE_S", 0.01)
+    slow: defer.Deferred[Any] = defer.Deferred()
+    monkeypatch.setattr(master.data.updates, "addStep", lambda **_: slow)
+    master.fake.inspect(URI).trouble.fail_next("createXML", libvirt.VIR_ERR_INTERNAL_ERROR)
+    with pytest.raises(LatentWorkerFailedToSubstantiate, match="could not create the domain"):
+        _start(worker)
+    _stop(worker)
+    assert _left(master) == ([], [])
+    on_reactor(lambda: slow.callback((1, 1, "start VM")))
+    assert "could not create the domain" in master.data.updates.text
 
 
 def test_compatible_only_where_there_is_room(master: StageMaster) -> None:

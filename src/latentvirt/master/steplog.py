@@ -8,11 +8,16 @@ from typing import Any
 from buildbot.process.results import Results
 from twisted.internet import defer
 
+from latentvirt.master.waiting import at_most
+
 logger = logging.getLogger(__name__)
 
 WRITE_EVERY_S = 1.0
 """Lines are written so seldom: each write is some transactions of the master's database, and a worker that
 attaches waits for its own in the same line."""
+
+DATABASE_S = 5.0
+"""How long whoever waits for the end of a step waits for a database that is slow: its disk may be."""
 
 LONGEST_STATE = 200
 
@@ -107,6 +112,23 @@ class StepLog:
             self._flush()
             self._queue(self._end(results))
         return self._done
+
+    async def finish_first(self, results: int, state: str) -> None:
+        """End the step before anything else is done, unless the database takes too long: the rest is later.
+
+        Args:
+            results: as for `finish`.
+            state: as for `finish`.
+        """
+        try:
+            await at_most(self.finish(results, state), DATABASE_S, self._master.reactor)
+        except defer.TimeoutError:
+            logger.warning(
+                "the database has not taken the end of the step %r of build %s within %g s; going on without",
+                self._name,
+                self._buildid,
+                DATABASE_S,
+            )
 
     async def _end(self, results: int) -> None:
         updates = self._master.data.updates

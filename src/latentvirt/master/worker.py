@@ -241,13 +241,13 @@ class LibVirtWorker(HoldsOnFailure, GoodbyeInTime, CompatibleLatentWorkerMixin, 
         except LatentvirtError as error:
             self._blameless = error.fault != "guest"
             cancelled = isinstance(error, StartCancelled)
-            await steps.finish(CANCELLED if cancelled else EXCEPTION, str(error))
+            await steps.finish_first(CANCELLED if cancelled else EXCEPTION, str(error))
             if error.retry:
                 raise LatentWorkerFailedToSubstantiate(str(error)) from error
             raise LatentWorkerCannotSubstantiate(str(error)) from error
         except BaseException as error:
             # A fault of ours, by any name: the build's page must not be left without an end.
-            await steps.finish(EXCEPTION, f"{type(error).__name__}: {error}")
+            await steps.finish_first(EXCEPTION, f"{type(error).__name__}: {error}")
             raise
         finally:
             self._cancel = None
