@@ -25,11 +25,13 @@ from latentvirt.errors import ConfigError
 from latentvirt.hosts import Hosts
 from latentvirt.master.glance import HostState
 from latentvirt.master.health import LEAST_FAILURES
+from latentvirt.master.placing import COURTESY_S
+from latentvirt.master.room import BACK_S
 from latentvirt.master.tries import TRIES_OF_A_BUILD
 from latentvirt.master.worker import LibVirtWorker
 from latentvirt.testing import FakeGuest
 from reactorthread import on_reactor, run
-from stagemaster import Build, StageMaster, close_stage, open_stage
+from stagemaster import Build, Clock, StageMaster, close_stage, open_stage
 
 BASE = "/images/base.qcow2"
 FIRST, SECOND, THIRD = URIS = tuple(f"qemu+ssh://host{number}/system" for number in (1, 2, 3))
@@ -348,6 +350,95 @@ def test_who_is_later_gives_way(master: StageMaster) -> None:
         with pytest.raises(LatentWorkerFailedToSubstantiate, match="no host has room"):
             start(made[1], Wishing(7))
     assert len(second.running()) == 1
+
+
+@pytest.fixture
+def clock() -> Clock:
+    """Time that stands still."""
+    return Clock()
+
+
+@pytest.fixture
+def timed(clock: Clock) -> Iterator[StageMaster]:
+    """A master whose time the test lets pass, on a fake host that has the base image."""
+    opened = open_stage(clock)
+    opened.fake.inspect(FIRST).add_file(BASE)
+    yield opened
+    close_stage(opened)
+
+
+def comes_and_goes(master: StageMaster) -> None:
+    """Let another master begin a VM on the first host and give it up, seen by us."""
+    foreign(master, FIRST, "theirs", 64, owner="f" * 16)
+    run(master.hub.records[FIRST].room.look())
+    theirs_goes(master)
+
+
+def theirs_goes(master: StageMaster) -> None:
+    """End the other master's VM, and wait until we have heard of it."""
+    before = states(master)[FIRST].memory_used_mib
+    master.fake.open(FIRST).lookupByName("theirs").destroy()
+    while states(master)[FIRST].memory_used_mib == before:
+        pass
+
+
+def test_masters_take_turns_on_a_full_host(timed: StageMaster, clock: Clock) -> None:
+    """What a VM leaves of a full host is for a moment another master's that has tried; then it is ours."""
+    one, other = workers(timed, 2, Hosts(Connection(FIRST, slots=1, memory="4 GiB")))
+    start(one)
+    comes_and_goes(timed)
+    stop(one)
+    assert not may(other)
+    assert "another master has its turn" in states(timed)[FIRST].why_not
+    wakes = timed.wakes
+    on_reactor(lambda: clock.advance(COURTESY_S))
+    assert timed.wakes > wakes
+    assert may(other)
+    start(other)
+    stop(other)
+    assert may(one), "nobody else has tried since"
+
+
+def test_no_turn_is_given_up_on_a_host_that_has_room(timed: StageMaster) -> None:
+    """Where there is room for another master's VM beside ours, ours waits for nobody."""
+    one, other = workers(timed, 2, Hosts(Connection(FIRST, slots=2, memory="8 GiB")))
+    start(one)
+    comes_and_goes(timed)
+    stop(one)
+    assert may(other)
+
+
+def test_who_has_had_no_turn_gives_none_up(timed: StageMaster) -> None:
+    """A master whose VM gave way to another's takes the place as soon as that one leaves it."""
+    one, other = workers(timed, 2, Hosts(Connection(FIRST, slots=1, memory="4 GiB")))
+    host = timed.fake.inspect(FIRST)
+    host.trouble.before_next("createXML", lambda: foreign(timed, FIRST, "theirs", 64, owner="f" * 16))
+    with pytest.raises(LatentWorkerFailedToSubstantiate, match="others were quicker"):
+        start(one)
+    settle(timed)
+    theirs_goes(timed)
+    assert may(other)
+
+
+@pytest.mark.parametrize("returns", [True, False])
+def test_a_vm_that_is_frozen_keeps_its_room(timed: StageMaster, clock: Clock, returns: bool) -> None:
+    """The room of another master's VM that is saved is not taken before it can have been thawed."""
+    (worker,) = workers(timed, 1, Hosts(Connection(FIRST, slots=1, memory="4 GiB")))
+    foreign(timed, FIRST, "theirs", 64, owner="f" * 16)
+    room = timed.hub.records[FIRST].room
+    run(room.look())
+    theirs = timed.fake.open(FIRST)
+    theirs.lookupByName("theirs").saveFlags("/images/theirs.mem", None, 0)
+    while not room._saved:
+        on_reactor(lambda: None)
+    run(room.look())
+    assert not may(worker)
+    if returns:
+        theirs.restoreFlags("/images/theirs.mem", None, 0)
+        while room._saved:
+            on_reactor(lambda: None)
+    on_reactor(lambda: clock.advance(BACK_S))
+    assert may(worker) is not returns
 
 
 def test_a_drained_host_gets_no_new_builds_and_keeps_its_own(master: StageMaster) -> None:

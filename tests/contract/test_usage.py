@@ -6,7 +6,7 @@ import uuid as uuids
 from collections.abc import Callable
 
 from contract.backends import OURS, STARTS, Backend, domain_xml
-from latentvirt.host import Host
+from latentvirt.host import Change, Host
 from reactorthread import on_reactor, run
 
 Able = Callable[..., None]
@@ -60,10 +60,10 @@ def test_what_runs_without_paused_starts_is_told_too(backend: Backend, host: Hos
 def test_starts_and_ends_of_all_domains_are_heard(host: Host, able: Able) -> None:
     """Whatever starts or ends on the host is heard at once, although nobody watches it."""
     able(STARTS)
-    heard: list[tuple[str, bool]] = []
-    on_reactor(lambda: host.hear_of_domains(lambda uuid, ended: heard.append((uuid, ended))))
+    heard: list[tuple[str, Change]] = []
+    on_reactor(lambda: host.hear_of_domains(lambda uuid, change: heard.append((uuid, change))))
     created = run(host.create(domain_xml("heard"), name="heard"))
     run(host.destroy(created.uuid))
-    while (created.uuid, True) not in heard:
+    while (created.uuid, Change.ENDED) not in heard:
         on_reactor(lambda: None)
-    assert heard.index((created.uuid, False)) < heard.index((created.uuid, True))
+    assert heard.index((created.uuid, Change.BEGAN)) < heard.index((created.uuid, Change.ENDED))

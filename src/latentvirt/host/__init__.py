@@ -7,6 +7,7 @@ from latentvirt.host.hauling import Haul
 from latentvirt.host.host import Host
 from latentvirt.host.streams import ByteStream
 from latentvirt.host.views import (
+    Change,
     Condition,
     Created,
     DomainNews,
@@ -24,6 +25,7 @@ from latentvirt.host.watching import Watch
 __all__ = [
     "MAY_BE_TAKEN",
     "ByteStream",
+    "Change",
     "Condition",
     "Created",
     "Deadlines",

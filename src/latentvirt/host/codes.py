@@ -9,7 +9,7 @@ from typing import Any
 import libvirt
 
 from latentvirt.errors import AlreadyExists, HostError, HostUnreachable, NotFound, Refused
-from latentvirt.host.views import Condition, DomainNews
+from latentvirt.host.views import Change, Condition, DomainNews
 
 _NOT_FOUND = {
     libvirt.VIR_ERR_NO_DOMAIN,
@@ -121,6 +121,15 @@ def news_from_lifecycle(event: int, detail: int) -> DomainNews | None:
     if event == libvirt.VIR_DOMAIN_EVENT_RESUMED:
         return DomainNews(Condition.RUNNING, "the VM runs")
     return None
+
+
+def change_from_lifecycle(event: int, detail: int) -> Change | None:
+    """Say what a lifecycle event means for the room on a host; None if it leaves it as it was."""
+    if event == libvirt.VIR_DOMAIN_EVENT_STARTED:
+        return Change.BEGAN
+    if event != libvirt.VIR_DOMAIN_EVENT_STOPPED:
+        return None
+    return Change.SAVED if detail == libvirt.VIR_DOMAIN_EVENT_STOPPED_SAVED else Change.ENDED
 
 
 def news_from_io_error(path: str, reason: str, action: int) -> DomainNews | None:

@@ -11,13 +11,19 @@ import libvirt
 from twisted.internet import defer
 
 from latentvirt.errors import HostUnreachable, LatentvirtError
-from latentvirt.host.codes import error_from, news_from_io_error, news_from_lifecycle
+from latentvirt.host.codes import (
+    change_from_lifecycle,
+    error_from,
+    news_from_io_error,
+    news_from_lifecycle,
+)
 from latentvirt.host.deadlines import Deadlines
 from latentvirt.host.driver import Driver
 from latentvirt.host.further import CLOSE_S, MOST_CONNECTIONS, Further
 from latentvirt.host.lane import Lane, Seat
 from latentvirt.host.opened import Opened, open_connection
 from latentvirt.host.pace import Pace
+from latentvirt.host.views import Change
 from latentvirt.host.watching import Watches
 
 T = TypeVar("T")
@@ -25,9 +31,6 @@ logger = logging.getLogger(__name__)
 
 CALLS_AT_A_TIME = 5
 """libvirtd serves so many of one client's calls at a time (max_client_requests); more would wait there."""
-
-CHANGES = (libvirt.VIR_DOMAIN_EVENT_STARTED, libvirt.VIR_DOMAIN_EVENT_STOPPED)
-"""Events after which other room is left on a host."""
 
 
 class Link:
@@ -50,10 +53,10 @@ class Link:
         self.reactor = reactor
         self.deadlines = deadlines
         self.watches = Watches(self)
-        self.on_change: Callable[[str, bool], object] = lambda uuid, ended: None
-        """Called with the UUID of each domain that starts or ends, whoever's it is, and whether it ended.
+        self.on_change: Callable[[str, Change], object] = lambda uuid, change: None
+        """Called with the UUID of each domain that starts or ends, whoever's it is, and which it was.
 
-        And with an empty one when the connection breaks: whatever happens from then on is not heard of.
+        And with an empty one when the connection breaks.
         """
         self.opens = 0
         """How many connections there have been; what was asked on an earlier one may be so no more."""
@@ -243,13 +246,14 @@ class Link:
         news = news_from_lifecycle(event, detail)
         if news is not None:
             self._pace.arrive(partial(self.watches.tell, uuid, news))
-        if event in CHANGES:
-            self._pace.arrive(partial(self._changed, uuid, event == libvirt.VIR_DOMAIN_EVENT_STOPPED))
+        change = change_from_lifecycle(event, detail)
+        if change is not None:
+            self._pace.arrive(partial(self._changed, uuid, change))
 
-    def _changed(self, uuid: str, ended: bool) -> None:
-        if ended:
+    def _changed(self, uuid: str, change: Change) -> None:
+        if change is not Change.BEGAN:
             self.forget(uuid)
-        self.on_change(uuid, ended)
+        self.on_change(uuid, change)
 
     def _on_io_error(
         self, _: Any, domain: Any, path: str, __: str, action: int, reason: str, ___: object
@@ -274,7 +278,7 @@ class Link:
         self._domains.clear()
         self._further.close()
         self._close_in_background(opened)
-        self.on_change("", False)
+        self.on_change("", Change.UNHEARD)
         self.watches.broke(reason)
 
     def _close_in_background(self, opened: Opened) -> None:

@@ -10,7 +10,7 @@ import libvirt
 from latentvirt.host import domains
 from latentvirt.host.caller import Caller
 from latentvirt.host.codes import UNSUPPORTED
-from latentvirt.host.views import DomainUse, Node
+from latentvirt.host.views import Change, DomainUse, Node
 from latentvirt.names import Ownership
 
 KIB_PER_MIB = 1024
@@ -80,12 +80,12 @@ class UsageVerbs(Caller):
         if ownership is not None:
             self._marks[str(domain.UUIDString()), int(domain.ID())] = ownership
 
-    def hear_of_domains(self, tell: Callable[[str, bool], object]) -> None:
+    def hear_of_domains(self, tell: Callable[[str, Change], object]) -> None:
         """Hear of every domain that starts or ends on the host, whoever's it is.
 
         Args:
-            tell: called on the reactor's thread with the domain's UUID, and whether it has ended; with an
-                empty UUID when the connection broke, since from then on nothing is heard.
+            tell: called on the reactor's thread with the domain's UUID, and what happened; with an empty UUID
+                when the connection broke, since from then on nothing is heard.
         """
         self._link.on_change = tell
 

@@ -27,6 +27,15 @@ class Condition(enum.Enum):
         return self not in (Condition.RUNNING, Condition.PAUSED, Condition.HOST_BACK)
 
 
+class Change(enum.Enum):
+    """What happened to the room on a host."""
+
+    BEGAN = "a domain began"
+    SAVED = "a domain was saved, and may come back from its file"
+    ENDED = "a domain ended"
+    UNHEARD = "the connection broke: whatever happens from now on is not heard of"
+
+
 @attrs.frozen
 class DomainNews:
     """Tell what became of a domain.

@@ -300,6 +300,7 @@ class Hub(SharedService):
     def end(self, record: HostRecord, claim: Claim) -> None:
         """Note that a claim's VM is gone, or left to the sweep; its place is free."""
         if record.end(claim):
+            self.placing.freed(record, claim)
             self.wake()
             self.standbys.tend(record)
 

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 
 import attrs
 
+from latentvirt.claim import Claim
 from latentvirt.hosts import Hosts
 from latentvirt.line import EXPIRES_S, Line
 from latentvirt.master.record import HostRecord
@@ -18,6 +19,13 @@ if TYPE_CHECKING:
 
 RESERVATION_S = 30.0
 """How long a yes to Buildbot holds a place; the start that it was for follows within moments, or never."""
+
+COURTESY_S = 2.0
+"""How long room that a VM of ours has left on a full host is another master's, if one was seen there.
+
+Both hear of the end at the same moment, but who has just used the place is quicker to take it again: it need
+not boot there.
+"""
 
 ASK_AGAIN_S = EXPIRES_S / 3
 """How often Buildbot is told to look at builds that wait, so that one that was given up loses its turn."""
@@ -173,6 +181,24 @@ class Placing:
         if need.hosts.is_one and not avoid:
             return self._hub.know(need.hosts)[0]  # a build that Buildbot starts without asking
         return self._choose(need, avoid)
+
+    def freed(self, record: HostRecord, claim: Claim) -> None:
+        """Hear that a place is free; if others wanted it as well, it is their turn for a moment.
+
+        Args:
+            record: the host.
+            claim: what had the place.
+        """
+        if not record.room.contested or record.has_room_for(claim.room + claim.room, self._now):
+            return
+        record.room.contested = False
+        record.yields = True
+        self._hub.master.reactor.callLater(COURTESY_S, self._our_turn, record)
+
+    def _our_turn(self, record: HostRecord) -> None:
+        record.yields = False
+        self._hub.wake()
+        self._hub.standbys.tend(record)
 
     def impossible(self, need: Need) -> str | None:
         """Say why no host could ever take a start; None if one could."""

@@ -55,6 +55,7 @@ class HostRecord:
         last_error: what went wrong there last; empty if nothing has.
         quarantined: why nothing is started there until it has proved itself; None if it is in use.
         drained: whether a program has taken it out of use.
+        yields: whether the room that a VM has just left there is another master's, if it wants it.
         outcomes: of its last starts, whether a guest attached.
         held: workers whose last start it refused, and until when they wait (the reactor's seconds).
         pauses: how long they wait after the next refusal.
@@ -73,6 +74,7 @@ class HostRecord:
     last_error: str = ""
     quarantined: str | None = None
     drained: bool = False
+    yields: bool = False
     outcomes: deque[bool] = attrs.field(factory=lambda: deque(maxlen=REMEMBERED_STARTS))
     held: dict[str, float] = attrs.field(factory=dict)
     pauses: dict[str, float] = attrs.field(factory=dict)
@@ -177,6 +179,8 @@ class HostRecord:
             return "it is being drained"
         if self.quarantined is not None:
             return f"it is in quarantine: {self.quarantined}"
+        if self.yields:
+            return "another master has its turn there first"
         return "" if self.resting is None else f"it rests: {self.resting}"
 
     def view(self, now: float) -> HostView:

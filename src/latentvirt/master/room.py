@@ -4,15 +4,19 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
 from functools import partial
+from typing import Any
 
 import attrs
 
 from latentvirt import domainxml
 from latentvirt.config import Connection
 from latentvirt.errors import HostFull
-from latentvirt.host import DomainUse, Host, Node
+from latentvirt.host import Change, DomainUse, Host, Node
 from latentvirt.placement import Amounts, Limits, total
 from latentvirt.planning import Plan
+
+BACK_S = 10.0
+"""How long a VM that was saved keeps its room: a master that freezes its guest thaws it at once."""
 
 SPARE = 0.1
 """The part of a host's memory that VMs do not get where the person does not say how much they may have."""
@@ -80,7 +84,11 @@ class Room:
     """When all that runs was last listed (the reactor's seconds)."""
     looks: int = attrs.field(init=False, default=0)
     """Grows whenever something else is known to be in use."""
+    contested: bool = attrs.field(init=False, default=False)
+    """Whether another master has begun a VM there, or tried to, since we last had a turn and gave it up."""
     _seen: dict[str, DomainUse] = attrs.field(init=False, factory=dict)
+    _saved: dict[str, Any] = attrs.field(init=False, factory=dict)
+    """Calls to be made when domains that were saved have not come back, by UUID."""
 
     def __attrs_post_init__(self) -> None:
         self.host.hear_of_domains(self._hear)
@@ -131,11 +139,22 @@ class Room:
             if use.ownership is None or (use.ownership.owner, use.ownership.slot) != (owner, slot)
         }
 
-    def _hear(self, uuid: str, ended: bool) -> None:
+    def _hear(self, uuid: str, change: Change) -> None:
+        back = self._saved.pop(uuid, None)
+        if back is not None:
+            back.cancel()
+        if change is Change.SAVED and uuid in self._seen:
+            self._saved[uuid] = self.host.reactor.callLater(BACK_S, self._is_not_back, uuid)
+            return
+        ended = change in (Change.SAVED, Change.ENDED)
         if ended:
             self._seen.pop(uuid, None)
             self.looks += 1
         self.changed(uuid, ended)
+
+    def _is_not_back(self, uuid: str) -> None:
+        del self._saved[uuid]
+        self._hear(uuid, Change.ENDED)
 
     def knows(self, uuid: str) -> bool:
         """Say whether it is known what a domain takes."""
@@ -154,7 +173,14 @@ class Room:
             self.limits = self._limits()
 
     def _note(self, found: Iterable[DomainUse]) -> None:
-        self._seen = {use.uuid: use for use in found}
+        before, saved = self._seen, {uuid: self._seen[uuid] for uuid in self._saved if uuid in self._seen}
+        self._seen = saved | {use.uuid: use for use in found}
+        owner = self.owner()
+        if any(
+            use.ownership is not None and use.ownership.owner != owner and use.uuid not in before
+            for use in self._seen.values()
+        ):
+            self.contested = True
         self.looks += 1
         self.looked_at = self.host.reactor.seconds()
 
@@ -177,4 +203,5 @@ class Room:
         found, too_much = await self.host.resume_if(uuid, partial(_too_much_for, uuid, self.limits))
         self._note(found)
         if too_much:
+            self.contested = False  # who has had no turn has none to give up
             raise HostFull(f"others were quicker: with this VM {too_much}", host=self.host.uri)
