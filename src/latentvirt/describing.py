@@ -59,10 +59,12 @@ async def describe(host: Host, spec: MachineSpec) -> str:
             ) from error
     if spec.kind == "xml":
         return spec.xml or ""
+    capabilities = await host.capabilities()
+    await host.turn()
     return domainxml.generate(
         name=GENERATED,
         uuid=GENERATED_UUID,
-        capabilities=await host.capabilities(),
+        capabilities=capabilities,
         size=spec.size,
         network=spec.network,
         virt_type=spec.virt_type,

@@ -259,6 +259,7 @@ class LiveDomain:
                 allow_shared=spec.allow_shared,
                 own_uuid=spec.own_uuid,
             )
+            await self.host.turn()  # to read and prove takes longer than all else between two calls
         self._has_console = domainxml.console_of(created.xml)
         await self.step("attach console and channel", self._listen())
 

@@ -102,6 +102,7 @@ async def plan(host: Host, storage: Storage | None, spec: MachineSpec) -> Plan:
     )
     await storage.prepare()
     disks = (*await _disks(host, storage, spec, described), *_empty_disks(spec, extra))
+    await host.turn()
     hindrance = _hindrance(spec, xml)
     return Plan(
         spec=spec,
@@ -174,6 +175,7 @@ async def _fingerprint(
 ) -> str:
     overlaid = frozenset(disk.target for disk in disks)
     capabilities, versions = await host.capabilities(), await host.versions()
+    await host.turn()
     parts = {
         # A domain that has a name of the person's is nobody else's.
         "domain": "" if spec.kind == "generated" else own_name(spec),

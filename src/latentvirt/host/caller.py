@@ -67,6 +67,13 @@ class Caller:
         """Make a call now, or soon if the reactor has much to do for hosts already; see `Pace`."""
         Pace.of(self.reactor).hand_on(call)
 
+    def turn(self) -> defer.Deferred[None]:
+        """Return a Deferred that is called now, or soon if the reactor has much to do for hosts already.
+
+        Who has waited with many others for the same goes on after it, so that not all do so in one go.
+        """
+        return Pace.of(self.reactor).turn()
+
     async def open(self) -> None:
         """Open the connection, if there is none."""
         await self._link.open()

@@ -6,7 +6,10 @@ import time
 import weakref
 from collections import deque
 from collections.abc import Callable
+from functools import partial
 from typing import Any
+
+from twisted.internet import defer
 
 BUDGET_S = 0.003
 """How long is handed on before the reactor does something else."""
@@ -51,6 +54,12 @@ class Pace:
             call: takes care of its own errors.
         """
         self._add([call])
+
+    def turn(self) -> defer.Deferred[None]:
+        """Return a Deferred that is called now, or soon if much is done already; for the reactor's thread."""
+        turn: defer.Deferred[None] = defer.Deferred()
+        self.hand_on(partial(turn.callback, None))
+        return turn
 
     def arrive(self, call: Callable[[], object]) -> None:
         """Make a call soon, on the reactor's thread; for any other.

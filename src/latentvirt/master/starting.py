@@ -139,6 +139,7 @@ class Starting:
         clock = self.worker.master.reactor
         began = clock.seconds()
         planned = await plan(record.host, storage, spec)
+        await record.host.turn()  # the first of its kind was read and reckoned with for some milliseconds
         self.steps.progress(f"describe: {clock.seconds() - began:.3f} s")
         self.hub.standbys.note_plan(record, asked, planned)
         return planned

@@ -25,6 +25,7 @@ from latentvirt.errors import (
     StartCancelled,
 )
 from latentvirt.guest import Identity
+from latentvirt.host.pace import Pace
 from latentvirt.hostkeys import PrivateKey
 from latentvirt.master.arguments import Arguments, read_arguments
 from latentvirt.master.buildbots import check_numbers, pb_port, split_arguments, unknown_arguments
@@ -236,6 +237,7 @@ class LibVirtWorker(HoldsOnFailure, GoodbyeInTime, CompatibleLatentWorkerMixin, 
         cancel = self._cancel = defer.Deferred()
         self._began = self.master.reactor.seconds()
         try:
+            await Pace.of(self.master.reactor).turn()
             start = defer.ensureDeferred(self._starting(build, steps, cancel).go())
             await unless(cancel, start, self._called_off, CANCEL_S, self.master.reactor)
         except LatentvirtError as error:
@@ -346,6 +348,7 @@ class LibVirtWorker(HoldsOnFailure, GoodbyeInTime, CompatibleLatentWorkerMixin, 
         return defer.ensureDeferred(self._stop_instance(fast))
 
     async def _stop_instance(self, fast: bool) -> bool:
+        await Pace.of(self.master.reactor).turn()
         self.resetWorkerPropsOnStop()
         run, self._run = self._run, None
         self._gate.close()
