@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 
 import pytest
+from twisted.internet import defer
 
 from latentvirt.host.pace import Pace
 
@@ -64,6 +65,29 @@ def test_much_is_handed_on_in_turns_and_in_order(time: list[float]) -> None:
         progress.append(len(done))
     assert progress == [2, 4, 6, 7, 7]
     assert done == list(range(7))
+
+
+def test_who_waited_for_the_same_goes_on_in_turns(time: list[float]) -> None:
+    """Starts that have waited together for one answer do not all go on in the same moment when it comes."""
+    turns = Turns()
+    pace, done = Pace(turns), []
+    answers: list[defer.Deferred[None]] = []
+
+    async def start(number: int) -> None:
+        answers.append(defer.Deferred())
+        await answers[-1]
+        await pace.turn()
+        done.append(number)
+        time[0] += 0.002
+
+    for number in range(6):
+        defer.ensureDeferred(start(number))
+    for one in answers:
+        one.callback(None)
+    assert done == [0, 1]
+    turns.turn()
+    turns.turn()
+    assert done == list(range(6))
 
 
 def test_what_fails_does_not_stop_the_rest(time: list[float]) -> None:
