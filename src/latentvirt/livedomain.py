@@ -251,6 +251,7 @@ class LiveDomain:
     ) -> None:
         spec = self.plan.spec
         if spec.proven:
+            await self.host.turn()  # to read and prove takes longer than all else between two calls
             domainxml.prove(
                 created.xml,
                 ownership=self.ownership,
@@ -259,7 +260,7 @@ class LiveDomain:
                 allow_shared=spec.allow_shared,
                 own_uuid=spec.own_uuid,
             )
-            await self.host.turn()  # to read and prove takes longer than all else between two calls
+            await self.host.turn()
         self._has_console = domainxml.console_of(created.xml)
         await self.step("attach console and channel", self._listen())
 

@@ -68,7 +68,7 @@ class Caller:
         Pace.of(self.reactor).hand_on(call)
 
     def turn(self) -> defer.Deferred[None]:
-        """Return a Deferred that is called now, or soon if the reactor has much to do for hosts already.
+        """Return a Deferred that is called soon, and later if the reactor has much to do for hosts.
 
         Who has waited with many others for the same goes on after it, so that not all do so in one go.
         """

@@ -56,9 +56,15 @@ class Pace:
         self._add([call])
 
     def turn(self) -> defer.Deferred[None]:
-        """Return a Deferred that is called now, or soon if much is done already; for the reactor's thread."""
+        """Return a Deferred that is called soon; for the reactor's thread.
+
+        Never at once: what whoever awaits it then does, would be done by itself, and not counted.
+        """
         turn: defer.Deferred[None] = defer.Deferred()
-        self.hand_on(partial(turn.callback, None))
+        going_on = bool(self._line)
+        self._line.append(partial(turn.callback, None))
+        if not going_on:
+            self._go_on_later()
         return turn
 
     def arrive(self, call: Callable[[], object]) -> None:
@@ -102,9 +108,13 @@ class Pace:
                     self._line.popleft()
                     self._spent += time.perf_counter() - began
         finally:
-            reactor = self._reactor()
-            if self._line and reactor is not None:
-                reactor.callFromThread(self._new_turn)  # comes in its next turn, and takes no timer
+            if self._line:
+                self._go_on_later()
+
+    def _go_on_later(self) -> None:
+        reactor = self._reactor()
+        if reactor is not None:
+            reactor.callFromThread(self._new_turn)  # comes in its next turn, and takes no timer
 
     def _new_turn(self) -> None:
         self._window_began, self._spent = time.perf_counter(), 0.0
