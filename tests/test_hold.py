@@ -395,9 +395,10 @@ def test_a_build_that_ended_while_its_host_was_away(master: StageMaster) -> None
     assert host.running() == [slot(master, 1)]
 
 
-def test_a_standby_that_is_held_stays(master: StageMaster) -> None:
-    """A standby that the master would give up is kept if somebody holds it, and its place with it."""
-    master.fake.inspect(URI).guests = lambda domain: FakeGuest(says_ready=True)
+@pytest.mark.parametrize("rehearses", [False, True])
+def test_a_standby_that_is_held_stays(master: StageMaster, rehearses: bool) -> None:
+    """A standby that the master would give up is kept if somebody holds it, even while it rehearses."""
+    master.fake.inspect(URI).guests = lambda domain: FakeGuest(says_ready=True, mute_after_thaw=rehearses)
     worker = _worker(master, "minion1", None, standby=True)
     worker.running = True
     on_reactor(lambda: master.hub.standbys.hear_of(worker))

@@ -68,6 +68,7 @@ class Machine:
     _holding: defer.Deferred[None] | None = attrs.field(init=False, default=None)
     _over: bool = attrs.field(init=False, default=False)
     _told: bool = attrs.field(init=False, default=False)
+    _stopping: bool = attrs.field(init=False, default=False)
     _ending: defer.DeferredLock = attrs.field(init=False, factory=defer.DeferredLock)
     _powered_off: list[defer.Deferred[None]] = attrs.field(init=False, factory=list)
 
@@ -183,7 +184,8 @@ class Machine:
 
     async def _undo(self) -> None:
         self._over = True  # first: whoever looks for a VM that stands by must not take this one meanwhile
-        await self._end()
+        if not self._stopping:  # else it is called off for that, and who stops it asks first who holds it
+            await self._end()
 
     def in_background(self, doing: Coroutine[Any, Any, None]) -> None:
         """Do something that takes longer than the start; its failure is the machine's.
@@ -314,7 +316,7 @@ class Machine:
             LatentvirtError: the host did not let us; what is left is known by its names, and a later call, or
                 the sweep, goes on there.
         """
-        self._over = self._told = True
+        self._over = self._told = self._stopping = True
         # What a start has asked the host for may still come; only after that can it be undone.
         stopped = StartCancelled("the VM was stopped", host=self.host.uri, domain=self.name)
         self._tell_failure(stopped)
