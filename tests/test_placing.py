@@ -353,15 +353,9 @@ def test_who_is_later_gives_way(master: StageMaster) -> None:
 
 
 @pytest.fixture
-def clock() -> Clock:
-    """Time that stands still."""
-    return Clock()
-
-
-@pytest.fixture
-def timed(clock: Clock) -> Iterator[StageMaster]:
+def timed() -> Iterator[StageMaster]:
     """A master whose time the test lets pass, on a fake host that has the base image."""
-    opened = open_stage(clock)
+    opened = open_stage(Clock())
     opened.fake.inspect(FIRST).add_file(BASE)
     yield opened
     close_stage(opened)
@@ -382,7 +376,7 @@ def theirs_goes(master: StageMaster) -> None:
         pass
 
 
-def test_masters_take_turns_on_a_full_host(timed: StageMaster, clock: Clock) -> None:
+def test_masters_take_turns_on_a_full_host(timed: StageMaster) -> None:
     """What a VM leaves of a full host is for a moment another master's that has tried; then it is ours."""
     one, other = workers(timed, 2, Hosts(Connection(FIRST, slots=1, memory="4 GiB")))
     start(one)
@@ -391,7 +385,7 @@ def test_masters_take_turns_on_a_full_host(timed: StageMaster, clock: Clock) -> 
     assert not may(other)
     assert "another master has its turn" in states(timed)[FIRST].why_not
     wakes = timed.wakes
-    on_reactor(lambda: clock.advance(COURTESY_S))
+    on_reactor(lambda: timed.reactor.advance(COURTESY_S))
     assert timed.wakes > wakes
     assert may(other)
     start(other)
@@ -421,7 +415,7 @@ def test_who_has_had_no_turn_gives_none_up(timed: StageMaster) -> None:
 
 
 @pytest.mark.parametrize("returns", [True, False])
-def test_a_vm_that_is_frozen_keeps_its_room(timed: StageMaster, clock: Clock, returns: bool) -> None:
+def test_a_vm_that_is_frozen_keeps_its_room(timed: StageMaster, returns: bool) -> None:
     """The room of another master's VM that is saved is not taken before it can have been thawed."""
     (worker,) = workers(timed, 1, Hosts(Connection(FIRST, slots=1, memory="4 GiB")))
     foreign(timed, FIRST, "theirs", 64, owner="f" * 16)
@@ -437,7 +431,7 @@ def test_a_vm_that_is_frozen_keeps_its_room(timed: StageMaster, clock: Clock, re
         theirs.restoreFlags("/images/theirs.mem", None, 0)
         while room._saved:
             on_reactor(lambda: None)
-    on_reactor(lambda: clock.advance(BACK_S))
+    on_reactor(lambda: timed.reactor.advance(BACK_S))
     assert may(worker) is not returns
 
 
