@@ -29,6 +29,12 @@ def start() -> Any:
     return reactor
 
 
+def _call(begin: Callable[[], object]) -> None:
+    """Call something on the reactor's thread, after all that has come back from hosts until now."""
+    reactor = start()
+    reactor.callFromThread(reactor.callLater, 0, begin)
+
+
 def run(doing: Coroutine[Any, Any, T], timeout: float = PATIENCE_S) -> T:
     """Run a coroutine on the reactor's thread and return what it returns, or raise what it raises."""
     future: Future[T] = Future()
@@ -38,7 +44,7 @@ def run(doing: Coroutine[Any, Any, T], timeout: float = PATIENCE_S) -> T:
             future.set_result, lambda failure: future.set_exception(failure.value)
         )
 
-    start().callFromThread(begin)
+    _call(begin)
     return future.result(timeout)
 
 
@@ -52,7 +58,7 @@ def on_reactor(call: Callable[[], T], timeout: float = PATIENCE_S) -> T:
         except BaseException as error:
             future.set_exception(error)
 
-    start().callFromThread(begin)
+    _call(begin)
     return future.result(timeout)
 
 

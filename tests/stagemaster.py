@@ -23,6 +23,10 @@ class Clock(task.Clock):
         """Call on the reactor's thread."""
         reactor.callFromThread(call, *args)
 
+    def callLater(self, seconds: float, call: Callable[..., object], *args: Any, **kwargs: Any) -> Any:
+        """Call later by this clock, or soon on the real reactor."""
+        return (super() if seconds else reactor).callLater(seconds, call, *args, **kwargs)
+
 
 class State:
     """Buildbot's object state, in memory."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Iterator
 from typing import Any
 
@@ -301,6 +302,15 @@ def test_capabilities_are_asked_for_once(fake: FakeLibvirt, hosts: Any) -> None:
         run(_outcome(waiting[0]))
     assert {run(_outcome(one)).arch for one in waiting[1:]} == {"x86_64"}
     assert trouble.calls.count("getCapabilities") == 2
+
+
+def test_any_number_may_wait_for_capabilities(fake: FakeLibvirt, hosts: Any) -> None:
+    """However many starts wait for a host's capabilities at the same moment, all of them go on."""
+    host = hosts()
+    hang = fake.inspector.trouble.hang("getCapabilities")
+    waiting = [_began(host.capabilities()) for _ in range(2 * sys.getrecursionlimit())]
+    hang.release()
+    assert {run(_outcome(one)).arch for one in waiting} == {"x86_64"}
 
 
 def test_a_late_end_of_an_earlier_vm_ends_no_other(fake: FakeLibvirt, hosts: Any) -> None:

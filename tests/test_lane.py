@@ -36,6 +36,7 @@ class Reactor(task.Clock):
         for _ in range(count):
             self._taken += 1
             self._line.until(lambda calls: len(calls) >= self._taken)[self._taken - 1]()
+            self.advance(0)
 
 
 @pytest.fixture

@@ -14,20 +14,29 @@ class Turns:
     """A reactor whose turns the test makes."""
 
     def __init__(self) -> None:
-        self._calls: list[Callable[[], object]] = []
+        self._from_threads: list[Callable[[], object]] = []
+        self._timed: list[Callable[[], object]] = []
 
     def callFromThread(self, call: Callable[[], object]) -> None:
-        """Put a call into the next turn."""
-        self._calls.append(call)
+        """Put a call into the next turn, before what is timed."""
+        self._from_threads.append(call)
+
+    def callLater(self, seconds: float, call: Callable[[], object]) -> None:
+        """Put a call into the next turn, or into this one if it has not come to what is timed."""
+        assert seconds == 0
+        self._timed.append(call)
 
     @property
     def waiting(self) -> list[Callable[[], object]]:
         """What the next turn will make."""
-        return self._calls
+        return self._from_threads + self._timed
 
     def turn(self) -> None:
-        """Make one."""
-        calls, self._calls = self._calls, []
+        """Make one, in the order in which Twisted does."""
+        calls, self._from_threads = self._from_threads, []
+        for call in calls:
+            call()
+        calls, self._timed = self._timed, []
         for call in calls:
             call()
 
@@ -90,6 +99,35 @@ def test_who_waited_for_the_same_goes_on_in_turns(time: list[float]) -> None:
         progress.append(len(done))
     assert progress == [2, 4, 6]
     assert done == list(range(6))
+
+
+def test_who_waits_for_a_turn_goes_on_at_once_while_little_is_done(time: list[float]) -> None:
+    """What comes back goes on without a pause, until it has taken long; then others have their turn first."""
+    turns = Turns()
+    pace, done = Pace(turns), []
+
+    async def go() -> None:
+        for number in range(6):
+            await pace.turn()
+            done.append(number)
+            time[0] += 0.002
+
+    pace.hand_on(lambda: defer.ensureDeferred(go()))
+    progress = [len(done)]
+    for _ in range(2):
+        turns.turn()
+        progress.append(len(done))
+    assert progress == [2, 4, 6]
+
+
+def test_what_is_due_comes_before_what_comes_from_threads(time: list[float]) -> None:
+    """A timer that is due, of whomever, does not wait for what has come back meanwhile."""
+    turns = Turns()
+    pace, done = Pace(turns), []
+    pace.arrive(lambda: done.append("came back"))
+    turns.callLater(0, lambda: done.append("due"))
+    turns.turn()
+    assert done == ["due", "came back"]
 
 
 def test_what_fails_does_not_stop_the_rest(time: list[float]) -> None:

@@ -61,7 +61,7 @@ async def describe(host: Host, spec: MachineSpec) -> str:
         return spec.xml or ""
     capabilities = await host.capabilities()
     await host.turn()
-    return domainxml.generate(
+    described = domainxml.generate(
         name=GENERATED,
         uuid=GENERATED_UUID,
         capabilities=capabilities,
@@ -69,6 +69,8 @@ async def describe(host: Host, spec: MachineSpec) -> str:
         network=spec.network,
         virt_type=spec.virt_type,
     )
+    await host.turn()
+    return described
 
 
 async def clear_place(

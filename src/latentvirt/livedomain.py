@@ -90,7 +90,9 @@ class LiveDomain:
         if plan.spec.kind == "xml":
             await self._clear_place()  # libvirt would take it for the new description of a defined domain
         overlays, vars_path = await self.step("overlay", self._make_files())
+        await self.host.turn()
         xml = self._rewritten(plan.xml, self._new_uuid(), overlays, vars_path)
+        await self.host.turn()
         created = await self.step("create", self._create(xml, fresh_vars=vars_path is not None))
         await self._begin(created, overlays, vars_path)
 

@@ -100,15 +100,18 @@ async def plan(host: Host, storage: Storage | None, spec: MachineSpec) -> Plan:
         allow_shared=spec.allow_shared,
         own_uuid=spec.own_uuid,
     )
+    await host.turn()
     await storage.prepare()
     disks = (*await _disks(host, storage, spec, described), *_empty_disks(spec, extra))
     await host.turn()
     hindrance = _hindrance(spec, xml)
+    has_vars = "nvram" not in spec.allow_shared and domainxml.uses_vars(xml)
+    await host.turn()
     return Plan(
         spec=spec,
         xml=xml,
         disks=disks,
-        has_vars="nvram" not in spec.allow_shared and domainxml.uses_vars(xml),
+        has_vars=has_vars,
         hindrance=hindrance,
         fingerprint="" if hindrance else await _fingerprint(host, storage, spec, xml, disks),
         lineage=_lineage(spec),
@@ -176,10 +179,12 @@ async def _fingerprint(
     overlaid = frozenset(disk.target for disk in disks)
     capabilities, versions = await host.capabilities(), await host.versions()
     await host.turn()
+    essence = domainxml.essence(xml, overlaid=overlaid)
+    await host.turn()
     parts = {
         # A domain that has a name of the person's is nobody else's.
         "domain": "" if spec.kind == "generated" else own_name(spec),
-        "xml": domainxml.essence(xml, overlaid=overlaid),
+        "xml": essence,
         "disks": [(disk.target, disk.chain.stamp, disk.capacity) for disk in disks],
         "files": await _files(storage, domainxml.files_read(xml, overlaid=overlaid)),
         "host": (versions.libvirt, versions.hypervisor, capabilities.cpu),

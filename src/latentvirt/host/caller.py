@@ -146,4 +146,5 @@ class Caller:
                 self._asked_on = opens
             return self._capabilities
         finally:
-            self._asking.release()
+            # By itself each would begin the next within it, deeper and deeper, until Python has enough.
+            self.hand_on(self._asking.release)

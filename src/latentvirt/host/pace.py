@@ -25,7 +25,7 @@ class Pace:
     millisecond or so, and in one go would be heard as a stall by whatever else the master does.
 
     Args:
-        reactor: a Twisted reactor (IReactorFromThreads).
+        reactor: a Twisted reactor (IReactorTime, IReactorFromThreads).
     """
 
     def __init__(self, reactor: Any) -> None:
@@ -35,6 +35,8 @@ class Pace:
         self._awaited = False
         self._window_began = 0.0
         self._spent = 0.0
+        self._began: float | None = None
+        """When the call that is being made was, if one is."""
 
     @classmethod
     def of(cls, reactor: Any) -> Pace:
@@ -53,18 +55,24 @@ class Pace:
         Args:
             call: takes care of its own errors.
         """
-        self._add([call])
+        going_on = bool(self._line)
+        self._line.append(call)
+        if going_on:
+            return  # there is a line already, and somebody who goes on with it
+        now = time.perf_counter()
+        if now - self._window_began > WINDOW_S:
+            self._window_began, self._spent = now, 0.0
+        self._go_on()
 
     def turn(self) -> defer.Deferred[None]:
-        """Return a Deferred that is called soon; for the reactor's thread.
+        """Return a Deferred that is called soon, or has been if little is done yet; for the reactor's thread.
 
-        Never at once: what whoever awaits it then does, would be done by itself, and not counted.
+        Who is not called by this, is called later in any case: nothing that it does would be counted.
         """
+        if self._began is not None and self._spent + time.perf_counter() - self._began < BUDGET_S:
+            return defer.succeed(None)
         turn: defer.Deferred[None] = defer.Deferred()
-        going_on = bool(self._line)
-        self._line.append(partial(turn.callback, None))
-        if not going_on:
-            self._go_on_later()
+        self._add_for_later([partial(turn.callback, None)])
         return turn
 
     def arrive(self, call: Callable[[], object]) -> None:
@@ -86,27 +94,24 @@ class Pace:
         arrived = []
         while self._arrived:
             arrived.append(self._arrived.popleft())
-        self._add(arrived)
+        self._add_for_later(arrived)
 
-    def _add(self, calls: list[Callable[[], object]]) -> None:
+    def _add_for_later(self, calls: list[Callable[[], object]]) -> None:
         going_on = bool(self._line)
         self._line.extend(calls)
-        if going_on:
-            return  # there is a line already, and somebody who goes on with it
-        now = time.perf_counter()
-        if now - self._window_began > WINDOW_S:
-            self._window_began, self._spent = now, 0.0
-        self._go_on()
+        if self._line and not going_on:
+            self._go_on_later()
 
     def _go_on(self) -> None:
         try:
             while self._line and self._spent < BUDGET_S:
-                began = time.perf_counter()
+                self._began = time.perf_counter()
                 try:
                     self._line[0]()
                 finally:
                     self._line.popleft()
-                    self._spent += time.perf_counter() - began
+                    self._spent += time.perf_counter() - self._began
+                    self._began = None
         finally:
             if self._line:
                 self._go_on_later()
@@ -114,7 +119,7 @@ class Pace:
     def _go_on_later(self) -> None:
         reactor = self._reactor()
         if reactor is not None:
-            reactor.callFromThread(self._new_turn)  # comes in its next turn, and takes no timer
+            reactor.callLater(0, self._new_turn)  # after all that is due already, which has waited longer
 
     def _new_turn(self) -> None:
         self._window_began, self._spent = time.perf_counter(), 0.0
