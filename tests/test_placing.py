@@ -393,6 +393,23 @@ def test_masters_take_turns_on_a_full_host(timed: StageMaster) -> None:
     assert may(one), "nobody else has tried since"
 
 
+def test_each_place_that_is_freed_gives_others_their_whole_turn(timed: StageMaster) -> None:
+    """A place that is freed during another master's turn is theirs for as long as the first was."""
+    one, two, other = workers(timed, 3, Hosts(Connection(FIRST, slots=2, memory="8 GiB")))
+    start(one)
+    start(two)
+    comes_and_goes(timed)
+    stop(one)
+    on_reactor(lambda: timed.reactor.advance(COURTESY_S / 2))
+    foreign(timed, FIRST, "theirs", 64, owner="f" * 16)
+    run(timed.hub.records[FIRST].room.look())
+    stop(two)
+    on_reactor(lambda: timed.reactor.advance(COURTESY_S / 2))
+    assert not may(other)
+    on_reactor(lambda: timed.reactor.advance(COURTESY_S / 2))
+    assert may(other)
+
+
 def test_no_turn_is_given_up_on_a_host_that_has_room(timed: StageMaster) -> None:
     """Where there is room for another master's VM beside ours, ours waits for nobody."""
     one, other = workers(timed, 2, Hosts(Connection(FIRST, slots=2, memory="8 GiB")))

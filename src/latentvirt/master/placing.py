@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Hashable, Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import attrs
 
@@ -88,6 +88,8 @@ class Placing:
         self._waiting: dict[Hashable, _Wait] = {}
         self._promised: dict[str, HostRecord] = {}
         self._asking = False
+        self._courtesies: dict[str, Any] = {}
+        """By host, the timers that run while it is another master's turn."""
         self._expiring = False
 
     @property
@@ -193,9 +195,14 @@ class Placing:
             return
         record.room.contested = False
         record.yields = True
-        self._hub.master.reactor.callLater(COURTESY_S, self._our_turn, record)
+        earlier = self._courtesies.pop(record.host.uri, None)
+        if earlier is not None:
+            earlier.cancel()  # it would cut this one short
+        later = self._hub.master.reactor.callLater(COURTESY_S, self._our_turn, record)
+        self._courtesies[record.host.uri] = later
 
     def _our_turn(self, record: HostRecord) -> None:
+        del self._courtesies[record.host.uri]
         record.yields = False
         self._hub.wake()
         self._hub.standbys.tend(record)
