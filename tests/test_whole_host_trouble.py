@@ -95,6 +95,25 @@ def test_master_killed_in_a_build_removes_its_vm_when_it_is_back(stage: Stage, t
         stage.assert_nothing_left()
 
 
+def test_vm_of_an_earlier_start_is_refused_when_it_tries_to_attach(stage: Stage, tmp_path: Path) -> None:
+    """A VM that outlived its master, and that nobody can end yet, gets no build of the next one's."""
+    config = worker(stage.given("minion1", stage.images, stage.debian), "b", "sleep 4")
+    with running(tmp_path / "master", config) as master:
+        request = master.force("b")
+        master.wait_for(lambda: "attached after" in _progress(master, request), 90, "the build")
+        master.kill()
+        left = stage.files()
+        stage.libvirtd.stop_signal()
+        master.start()
+        master.wait_for(lambda: "invalid login from user 'minion1'" in master.log(), 90, "its worker to try")
+        stage.libvirtd.cont()
+        master.wait_for(lambda: not set(left) & set(stage.files()), 60, "the sweep")
+        build = master.finished(request, 180)
+        assert build["results"] == SUCCESS
+        assert build["buildid"] != master.builds(request)[0]["buildid"]
+        stage.assert_nothing_left()
+
+
 def _progress(master: Master, request: int) -> str:
     return "".join(master.text(build, "start VM", "progress") for build in master.builds(request))
 
