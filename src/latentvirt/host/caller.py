@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from typing import Any, TypeVar
 
 from twisted.internet import defer
@@ -35,6 +35,7 @@ class Caller:
     ) -> None:
         self.connection = connection
         self.reactor = reactor
+        self._pace = Pace.of(reactor)
         self._deadlines = deadlines or Deadlines()
         driver = driver or LibvirtDriver()
         # Drivers inside our own process serve any number of calls; embed may be opened a few times only.
@@ -65,14 +66,14 @@ class Caller:
 
     def hand_on(self, call: Callable[[], object]) -> None:
         """Make a call now, or soon if the reactor has much to do for hosts already; see `Pace`."""
-        Pace.of(self.reactor).hand_on(call)
+        self._pace.hand_on(call)
 
-    def turn(self) -> defer.Deferred[None]:
-        """Return a Deferred that is called soon, and later if the reactor has much to do for hosts.
+    def turn(self) -> Awaitable[None]:
+        """Wait until it is this start's turn: not at all, or longer if the reactor has much to do for hosts.
 
         Who has waited with many others for the same goes on after it, so that not all do so in one go.
         """
-        return Pace.of(self.reactor).turn()
+        return self._pace.turn()
 
     async def open(self) -> None:
         """Open the connection, if there is none."""

@@ -64,16 +64,16 @@ class Pace:
             self._window_began, self._spent = now, 0.0
         self._go_on()
 
-    def turn(self) -> defer.Deferred[None]:
-        """Return a Deferred that is called soon, or has been if little is done yet; for the reactor's thread.
+    async def turn(self) -> None:
+        """Return soon, or at once if little is done yet; for the reactor's thread.
 
-        Who is not called by this, is called later in any case: nothing that it does would be counted.
+        Who was not called by this has to wait in any case: nothing that it does would be counted.
         """
         if self._began is not None and self._spent + time.perf_counter() - self._began < BUDGET_S:
-            return defer.succeed(None)
+            return
         turn: defer.Deferred[None] = defer.Deferred()
         self._add_for_later([partial(turn.callback, None)])
-        return turn
+        await turn
 
     def arrive(self, call: Callable[[], object]) -> None:
         """Make a call soon, on the reactor's thread; for any other.

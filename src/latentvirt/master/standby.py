@@ -133,7 +133,7 @@ class Standbys:
         Args:
             spec: what it is to be.
         """
-        records, plans = self._hub.records, self._kinds.plans(spec)
+        records, plans = self._hub.records, {} if spec.start == "boot" else self._kinds.plans(spec)
         return {uri: how for uri, plan in plans.items() if (how := self._readiness(records[uri], plan))}
 
     def _readiness(self, record: HostRecord, planned: Plan) -> int:
