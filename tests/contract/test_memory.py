@@ -30,13 +30,16 @@ class Talk:
 
     def __init__(self, host: Host, uuid: str) -> None:
         self._host = host
-        self._said: Heard[Message] = Heard()
+        self._said: Heard[Message | str] = Heard()
         self._reader = GuestReader()
-        self._channel = run(host.open_channel(uuid, CHANNEL_PORT, self._hear, lambda: None))
+        self._channel = run(host.open_channel(uuid, CHANNEL_PORT, self._hear, self._ended))
 
     def _hear(self, data: bytes) -> None:
         for message in self._reader.feed(data):
             self._said(message)
+
+    def _ended(self) -> None:
+        self._said("the channel has ended")
 
     def until(self, kind: type[Message]) -> None:
         """Wait until the guest has said something of a kind."""
