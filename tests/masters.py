@@ -22,11 +22,15 @@ START_S = 60
 POLL_S = 0.2
 EXIT_S = 30
 REST_S = 20
+STACKS_S = 1.0
+STACKS_SIGNAL = signal.SIGUSR2
 REST_TRIES = 5
 
 SUCCESS, WARNINGS, FAILURE, SKIPPED, EXCEPTION, RETRY, CANCELLED = range(7)
 
 CONFIG = """
+import faulthandler
+
 import sqlalchemy
 from buildbot.plugins import *
 from latentvirt import Connection, LibVirtWorker, Size
@@ -38,6 +42,10 @@ def write_without_waiting(connection, record):
     # five times each: where guests write as well, that is a minute before a master has exited.
     connection.execute('pragma synchronous = off')
 
+
+# What it is at when it does not answer; it is still written when nothing else works.
+stacks = open('stacks', 'w')
+faulthandler.register({stacks_signal}, stacks)
 
 c = BuildmasterConfig = {{}}
 c['db'] = {{'db_url': 'sqlite:///state.sqlite'}}
@@ -117,7 +125,10 @@ class Master:
         if self.user is not None:
             os.chown(self.folder, self.user, self.user)
         text = CONFIG.format(
-            pb_port=self.pb_port, www_port=self.www_port, config=textwrap.dedent(self.config)
+            pb_port=self.pb_port,
+            www_port=self.www_port,
+            stacks_signal=int(STACKS_SIGNAL),
+            config=textwrap.dedent(self.config),
         )
         (self.folder / "master.cfg").write_text(text)
         (self.folder / "buildbot.tac").write_text(TAC.format(folder=str(self.folder)))
@@ -186,6 +197,12 @@ class Master:
                 raise AssertionError(f"waited {seconds} s for {description}\n{self.log()[-6000:]}")
             time.sleep(POLL_S)
 
+    def stacks(self) -> str:
+        """Return what each of its threads is at."""
+        os.kill(self.pid, STACKS_SIGNAL)
+        time.sleep(STACKS_S)
+        return (self.folder / "stacks").read_text(errors="replace")
+
     def log(self) -> str:
         """Return what the master has logged."""
         path = self.folder / "twistd.log"
@@ -200,6 +217,10 @@ class Master:
             except http.client.IncompleteRead as error:
                 # Buildbot 4.3 writes answers from another thread than the reactor's, and at times loses one.
                 lost = error
+            except TimeoutError as error:
+                raise TimeoutError(
+                    f"no answer in {REST_S} s; the master's threads:\n{self.stacks()}"
+                ) from error
         raise lost
 
     def _api(self, path: str) -> str:
@@ -306,5 +327,8 @@ class Master:
             try:
                 self.terminate()
             except subprocess.TimeoutExpired as error:
+                stacks = self.stacks()
                 self.kill()
-                raise AssertionError(f"the master did not exit:\n{self.log()[-4000:]}") from error
+                raise AssertionError(
+                    f"the master did not exit:\n{self.log()[-4000:]}\nits threads:\n{stacks}"
+                ) from error
