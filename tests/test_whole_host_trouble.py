@@ -80,13 +80,20 @@ def test_master_killed_in_a_start_removes_what_it_left_when_it_is_back(
     stage.assert_all_gone()
 
 
-def test_master_killed_in_a_build_removes_its_vm_when_it_is_back(stage: Stage, tmp_path: Path) -> None:
-    """A master that dies in the middle of a build ends that build's VM after its restart, and builds anew."""
+@contextmanager
+def killed_in_a_build(stage: Stage, folder: Path) -> Iterator[tuple[Master, int]]:
+    """Kill a master in the middle of a build; tells the build's request."""
     config = worker(stage.given("minion1", stage.images, stage.debian), "b", "sleep 4")
-    with running(tmp_path / "master", config) as master:
+    with running(folder, config) as master:
         request = master.force("b")
         master.wait_for(lambda: "attached after" in _progress(master, request), 90, "the build")
         master.kill()
+        yield master, request
+
+
+def test_master_killed_in_a_build_removes_its_vm_when_it_is_back(stage: Stage, tmp_path: Path) -> None:
+    """A master that dies in the middle of a build ends that build's VM after its restart, and builds anew."""
+    with killed_in_a_build(stage, tmp_path / "master") as (master, request):
         left = stage.files()
         assert stage.domains() == ["minion1"]
         master.start()
@@ -97,11 +104,7 @@ def test_master_killed_in_a_build_removes_its_vm_when_it_is_back(stage: Stage, t
 
 def test_vm_of_an_earlier_start_is_refused_when_it_tries_to_attach(stage: Stage, tmp_path: Path) -> None:
     """A VM that outlived its master, and that nobody can end yet, gets no build of the next one's."""
-    config = worker(stage.given("minion1", stage.images, stage.debian), "b", "sleep 4")
-    with running(tmp_path / "master", config) as master:
-        request = master.force("b")
-        master.wait_for(lambda: "attached after" in _progress(master, request), 90, "the build")
-        master.kill()
+    with killed_in_a_build(stage, tmp_path / "master") as (master, request):
         left = stage.files()
         stage.libvirtd.stop_signal()
         master.start()

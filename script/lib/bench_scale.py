@@ -92,7 +92,7 @@ async def one_start(simulation: Simulation) -> tuple[Counter[str], int]:
         calls = calls_of(before, simulation.inside.calls())[there]
         simulation.inside.take(0.0)
         await simulation.stop_all()
-    return calls, round((took[1] - took[0]) / LATENCY_S)
+    return calls, min(round((took[1] - took[0]) / LATENCY_S), calls.total())
 
 
 async def burst(simulation: Simulation, starts: int, latency_s: float = LATENCY_S) -> float:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Hashable, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import attrs
 
@@ -88,8 +88,6 @@ class Placing:
         self._waiting: dict[Hashable, _Wait] = {}
         self._promised: dict[str, HostRecord] = {}
         self._asking = False
-        self._courtesies: dict[str, Any] = {}
-        """By host, the timers that run while it is another master's turn."""
         self._expiring = False
 
     @property
@@ -194,16 +192,12 @@ class Placing:
         if not record.room.contested or record.has_room_for(claim.room + claim.room, self._now):
             return
         record.room.contested = False
-        record.yields = True
-        earlier = self._courtesies.pop(record.host.uri, None)
-        if earlier is not None:
-            earlier.cancel()  # it would cut this one short
-        later = self._hub.master.reactor.callLater(COURTESY_S, self._our_turn, record)
-        self._courtesies[record.host.uri] = later
+        if record.yields is not None:
+            record.yields.cancel()  # it would cut this turn short
+        record.yields = self._hub.master.reactor.callLater(COURTESY_S, self._our_turn, record)
 
     def _our_turn(self, record: HostRecord) -> None:
-        del self._courtesies[record.host.uri]
-        record.yields = False
+        record.yields = None
         self._hub.wake()
         self._hub.standbys.tend(record)
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections import deque
 from collections.abc import Collection, Mapping
+from typing import Any
 
 import attrs
 
@@ -55,7 +56,8 @@ class HostRecord:
         last_error: what went wrong there last; empty if nothing has.
         quarantined: why nothing is started there until it has proved itself; None if it is in use.
         drained: whether a program has taken it out of use.
-        yields: whether the room that a VM has just left there is another master's, if it wants it.
+        yields: the timer that runs while the room that a VM has just left there is another master's, if it
+            wants it; None at all other times.
         outcomes: of its last starts, whether a guest attached.
         held: workers whose last start it refused, and until when they wait (the reactor's seconds).
         pauses: how long they wait after the next refusal.
@@ -74,7 +76,7 @@ class HostRecord:
     last_error: str = ""
     quarantined: str | None = None
     drained: bool = False
-    yields: bool = False
+    yields: Any = None
     outcomes: deque[bool] = attrs.field(factory=lambda: deque(maxlen=REMEMBERED_STARTS))
     held: dict[str, float] = attrs.field(factory=dict)
     pauses: dict[str, float] = attrs.field(factory=dict)
@@ -179,7 +181,7 @@ class HostRecord:
             return "it is being drained"
         if self.quarantined is not None:
             return f"it is in quarantine: {self.quarantined}"
-        if self.yields:
+        if self.yields is not None:
             return "another master has its turn there first"
         return "" if self.resting is None else f"it rests: {self.resting}"
 

@@ -257,7 +257,7 @@ class Standbys:
         uri = record.host.uri
         if uri in self._tending:
             self._again.add(uri)
-        elif self._hub.running and record.resting is None and not record.yields:
+        elif self._hub.running and record.resting is None and record.yields is None:
             self._tending.add(uri)
             self._hub.in_background(self._tend_until_done(record), f"see to the standbys on {uri}")
 
