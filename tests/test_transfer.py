@@ -21,13 +21,14 @@ from latentvirt.errors import ConfigError, HostError, HostTimeout, ImageError, N
 from latentvirt.flights import Flights
 from latentvirt.host import Host
 from latentvirt.host.hauling import MOST_STUCK
+from latentvirt.host.storage import POOL_TRIES
 from latentvirt.images import Library
 from latentvirt.images import library as library_module
 from latentvirt.images import reading as reading_module
 from latentvirt.images import transfer as transfer_module
 from latentvirt.images.head import format_of
 from latentvirt.images.naming import Listing, directory_in
-from latentvirt.testing import FakeFile, FakeHostState, FakeLibvirt
+from latentvirt.testing import FakeFile, FakeHostState, FakeLibvirt, libvirt_error
 from latentvirt.testing.trouble import Hang, connection_lost
 from reactorthread import on_reactor, run
 
@@ -36,6 +37,8 @@ SHELF = directory_in(FOLDER)
 OWNERS = ("0123456789abcdef", "fedcba9876543210")
 MIB = 1024**2
 NO_CONNECT = 38
+NO_STORAGE_POOL = 49
+SYSTEM_ERROR = 38
 
 
 def qcow2(length: int = MIB, *, seed: bytes = b"x", backing: bool = False, features: int = 0) -> bytes:
@@ -618,6 +621,22 @@ def test_a_folder_that_is_not_there_is_named(scene: Scene) -> None:
     """An image folder that the host does not have is not made, but named."""
     with pytest.raises(ImageError, match="there is no folder /no-such-folder on the host"):
         scene.bring(scene.image(), folder="/no-such-folder")
+
+
+def test_a_folder_is_not_missing_because_it_is_said_once(scene: Scene) -> None:
+    """Two that look for the folder at once may take libvirt's own files along, told in the same words."""
+    words = "cannot create file '/run/libvirt/storage/x.xml.new': No such file or directory"
+    scene.state.trouble.fail_next("storagePoolCreateXML", libvirt_error(SYSTEM_ERROR, words, errno=2))
+    assert scene.bring(scene.image()).startswith(directory_in(FOLDER))
+
+
+def test_a_pool_that_others_keep_stopping_is_no_missing_folder(scene: Scene) -> None:
+    """Where the pool goes as often as it is made, the build tries again: its image folder is there."""
+    for _ in range(2 * POOL_TRIES):  # one to look for the folder, one for the pool itself
+        scene.state.trouble.fail_next("storagePoolCreateXML", NO_STORAGE_POOL, "Storage pool not found")
+    with pytest.raises(HostError, match=r"could not make the storage pool.*not found") as caught:
+        scene.bring(scene.image())
+    assert caught.value.retry
 
 
 def test_a_raw_image_is_taken_for_what_the_person_says() -> None:

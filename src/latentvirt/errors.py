@@ -132,6 +132,10 @@ class NotFound(HostError):
     """The host does not have what was asked for (domain, pool, volume, network)."""
 
 
+class NoFolder(NotFound):
+    """The host does not have the folder in which a directory of ours is to be made."""
+
+
 class AlreadyExists(HostError):
     """The host has something of that name already."""
 

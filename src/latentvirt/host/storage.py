@@ -12,7 +12,7 @@ from xml.sax.saxutils import escape
 
 import libvirt
 
-from latentvirt.errors import AlreadyExists, HostError, NotFound
+from latentvirt.errors import AlreadyExists, HostError, NoFolder, NotFound
 from latentvirt.host.views import ImageView
 from latentvirt.host.xmlread import read, text_at
 from latentvirt.names import is_look_pool
@@ -24,6 +24,9 @@ POOL_TRIES = 10
 """How often a pool is tried to be made where others make it at the same moment."""
 POOL_PAUSE_S = 0.05
 """Pause before such a try: what is in the way is there for a moment, as a pool over no directory is."""
+
+FOLDER_LOOKS = 3
+"""How often in a row a folder must be said not to be there: others may take libvirt's own files along."""
 
 _AVAILABLE = 3
 """Where the free bytes stand in what libvirt tells of a pool."""
@@ -76,7 +79,7 @@ def _check_folder(connection: Any, folder: str, probe_pool: str) -> None:
     """Make sure that a folder is there: libvirt would make it, and all above it, without a word.
 
     Raises:
-        NotFound: it is not.
+        NoFolder: it is not.
     """
     if folder in list_pools(connection).values():
         return
@@ -84,12 +87,17 @@ def _check_folder(connection: Any, folder: str, probe_pool: str) -> None:
         f"<pool type='dir'><name>{escape(probe_pool)}</name>"
         f"<target><path>{escape(folder)}</path></target></pool>"
     )
-    try:
-        connection.storagePoolCreateXML(xml, 0).destroy()
-    except libvirt.libvirtError as error:
-        if _says(error, errno.ENOENT):
-            raise NotFound(f"there is no folder {folder}", code=error.get_error_code()) from error
-        # Whatever else is wrong with it will be said when our directory is made in it.
+    for looks_left in reversed(range(FOLDER_LOOKS)):
+        try:
+            connection.storagePoolCreateXML(xml, 0).destroy()
+        except libvirt.libvirtError as error:
+            if not _says(error, errno.ENOENT):
+                return  # whatever else is wrong with it will be said when our directory is made in it
+            if not looks_left:
+                raise NoFolder(f"there is no folder {folder}", code=error.get_error_code()) from error
+            time.sleep(POOL_PAUSE_S)
+        else:
+            return
 
 
 def remove_pool(connection: Any, name: str) -> bool:

@@ -25,6 +25,7 @@ class VolumeVerbs(Caller):
             make: whether the directory is made if it is not there.
 
         Raises:
+            NoFolder: the directory would be made, and the folder for it is not there.
             NotFound: the directory is not there and is not to be made.
         """
         await self._call(

@@ -10,7 +10,7 @@ from xml.sax.saxutils import escape
 
 import attrs
 
-from latentvirt.errors import AlreadyExists, HostError, NotFound
+from latentvirt.errors import AlreadyExists, HostError, NoFolder, NotFound
 from latentvirt.host import Haul, Host
 from latentvirt.images.naming import directory_in, pool_over
 from latentvirt.storage.base import no_folder
@@ -155,21 +155,21 @@ class PoolShelf:
     async def _in_pool(self, do: Callable[[], Awaitable[T]]) -> T:
         try:
             return await do()
-        except NotFound as error:
+        except NotFound:
             if await self._is_there():
                 raise
-            await self._make(error)
+            await self._make()
             return await do()
 
     async def _is_there(self) -> bool:
         """Whether the pool is; it is not before the first copy, and after the host was booted."""
         return self._pool in await self.host.pools()
 
-    async def _make(self, reason: NotFound) -> None:
+    async def _make(self) -> None:
         try:
             await self.host.ensure_pool(self._pool, directory_in(self.folder))
-        except NotFound:
-            raise no_folder(self.folder, self.host.uri) from reason
+        except NoFolder as error:
+            raise no_folder(self.folder, self.host.uri) from error
 
 
 @attrs.define(eq=False)

@@ -11,7 +11,7 @@ import attrs
 from twisted.internet import defer, task
 
 from latentvirt.domainxml import Layer
-from latentvirt.errors import HostError, HostUnreachable, NotFound
+from latentvirt.errors import HostError, HostUnreachable, NoFolder, NotFound
 from latentvirt.flights import Flights
 from latentvirt.host import Host, ImageView
 from latentvirt.names import FileName, Lease, directory_name, look_pool_name, pool_name
@@ -49,7 +49,7 @@ class PoolStorage:
             return
         try:
             await self.host.ensure_pool(self._pool, self.directory)
-        except NotFound as error:
+        except NoFolder as error:
             raise no_folder(self.folder, self.host.uri) from error
         self._prepared_on = self.host.opens
 
