@@ -206,6 +206,26 @@ def test_standbys_give_way_to_builds_where_places_are_few(master: StageMaster) -
     _stop(other)
 
 
+def test_a_build_waits_for_a_place_that_a_standby_is_just_leaving(master: StageMaster) -> None:
+    """A build that needs the room of a VM that is just being ended waits for that, and the master goes on."""
+    connection = Connection(URI, slots=1)
+    asking = a_worker(master, "asking", uri=None, connection=connection, standby=True)
+    other = a_worker(master, "other", uri=None, connection=connection, size={"memory": 128})
+    record = tend(master, asking)
+    assert paused(master) == 1
+    hang = master.fake.inspect(URI).trouble.hang("domain.destroy")
+    on_reactor(lambda: master.hub.standbys.forget(asking))
+    on_reactor(lambda: master.hub.standbys.tend(record))
+    hang.entered.acquire()
+    starting = on_reactor(lambda: defer.ensureDeferred(other.start_instance(Build())))
+    until(lambda: "describe: " in master.data.updates.text)
+    assert on_reactor(lambda: (starting.called, len(record.claims))) == (False, 1)
+    hang.release()
+    until(lambda: starting.called)
+    assert (len(record.claims), len(master.fake.inspect(URI).running())) == (1, 1)
+    _stop(other)
+
+
 def test_a_standby_ends_when_its_base_image_is_replaced(master: StageMaster) -> None:
     """No build ever runs on a standby of an older image; it is given up and made anew."""
     worker = a_worker(master, "a", standby=True)
@@ -439,7 +459,7 @@ def test_slots_are_frozen_ahead_when_the_host_is_idle(
     master: StageMaster, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Once one build has frozen its VM, an idle host freezes as many places as there are workers."""
-    monkeypatch.setattr("latentvirt.master.standby.AHEAD_AFTER_S", 0.0)
+    monkeypatch.setattr("latentvirt.master.standbys.AHEAD_AFTER_S", 0.0)
     workers = [a_worker(master, name) for name in ("a", "b")]
     built(workers[0])
     tend(master, workers[0])

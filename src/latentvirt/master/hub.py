@@ -33,7 +33,7 @@ from latentvirt.master.looking import Looking
 from latentvirt.master.placing import Need, Placing
 from latentvirt.master.record import HostRecord
 from latentvirt.master.room import Room, room_for
-from latentvirt.master.standby import TEND_EVERY_S, Standbys
+from latentvirt.master.standbys import TEND_EVERY_S, Standbys
 from latentvirt.master.state import HubState
 from latentvirt.master.sweeping import Sweeping
 from latentvirt.master.tries import Tries

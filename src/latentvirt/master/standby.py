@@ -1,76 +1,68 @@
-"""VMs that are thawed ahead of time and wait, paused, for any build that needs one like them."""
+"""One VM that stands by for any build that needs one like it, from its making until a build has it."""
 
 from __future__ import annotations
 
 import logging
-from collections import Counter
 from collections.abc import Callable
-from itertools import count
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import Any
 
 import attrs
 from twisted.internet import defer
 
 from latentvirt.claim import Claim
-from latentvirt.describing import own_name, settled
-from latentvirt.errors import GuestFailed, HostUnreachable, LatentvirtError, StartCancelled
-from latentvirt.frozen import FrozenStore
+from latentvirt.errors import LatentvirtError
 from latentvirt.guest import Ready
 from latentvirt.machine import Machine
-from latentvirt.master.kinds import Kinds, like
 from latentvirt.master.record import HostRecord
-from latentvirt.master.room import room_for
-from latentvirt.names import slot_of_domain, slot_of_number
-from latentvirt.placement import FROZEN_FITS, STANDBY_FITS
-from latentvirt.planning import Plan, plan
-from latentvirt.spec import MachineSpec
-
-if TYPE_CHECKING:
-    from latentvirt.master.hub import Hub
+from latentvirt.planning import Plan
 
 logger = logging.getLogger(__name__)
-
-RESERVE = 0.1
-"""The part of a host's memory that no standby takes."""
-
-AHEAD_AFTER_S = 30.0
-"""How long a host has had no build before more of its slots are frozen ahead."""
-
-AHEAD_UNTIL_S = 600.0
-"""How long after the last build it is looked for more to freeze ahead."""
-
-TEND_EVERY_S = 30.0
-"""How often it is looked whether the images behind the standbys are still the newest."""
 
 MAKING_S = 60.0
 """How long a build waits for a standby that is just being made for it."""
 
-AFTER_FAILURE_S = 60.0
-"""How long no standby is made on a host where one failed."""
-
-
-class Idler(Protocol):
-    """A worker, as far as its next build can be foreseen."""
-
-    name: str
-    wants_standby: bool
-
-    def foreseen(self) -> tuple[HostRecord, MachineSpec] | None:
-        """Say where and what its next VM will probably be; None while it has one, or nobody can tell."""
-        ...
-
 
 @attrs.define(eq=False)
-class _Waiting:
-    """A standby, or one in the making; it is the machine's listener for as long as no build has it."""
+class Standby:
+    """Hear what becomes of a machine for as long as no build has it; it may still be in the making.
 
-    standbys: Standbys
+    Args:
+        record: its host.
+        plan: what it is.
+        claim: its place.
+        give_up: called with it when it is of no more use.
+        machine: its life; None before that begins.
+        is_ready: whether a build can have it.
+    """
+
     record: HostRecord
     plan: Plan
     claim: Claim
+    give_up: Callable[[Standby], None]
     machine: Machine | None = None
-    ready_now: bool = False
-    made: list[defer.Deferred[None]] = attrs.field(factory=list)
+    is_ready: bool = False
+    _waiting: list[defer.Deferred[None]] = attrs.field(init=False, factory=list)
+
+    async def made(self, clock: Any) -> None:
+        """Wait until it is made, or cannot be, but not for ever.
+
+        Args:
+            clock: IReactorTime.
+        """
+        made: defer.Deferred[None] = defer.Deferred()
+        made.addTimeout(MAKING_S, clock)
+        self._waiting.append(made)
+        try:
+            await made
+        except defer.TimeoutError:
+            pass
+
+    def tell_made(self) -> None:
+        """Tell those who wait for it that it is made, or cannot be."""
+        waiting, self._waiting = self._waiting, []
+        for waiter in waiting:
+            if not waiter.called:
+                waiter.callback(None)
 
     def progress(self, step: str, seconds: float, note: str) -> None:
         """Pass over it; nobody watches."""
@@ -87,314 +79,8 @@ class _Waiting:
     def failed(self, error: LatentvirtError) -> None:
         """Give it up."""
         logger.warning("%s: a standby is of no more use: %s", self.record.host.uri, error)
-        self.standbys.drop(self)
+        self.give_up(self)
 
     def host_in_doubt(self, detail: str) -> None:
         """Give it up: nobody can say what became of it."""
-        self.standbys.drop(self)
-
-
-class Standbys:
-    """Keep as many standbys as idle workers ask for; there is one of it per hub.
-
-    Args:
-        hub: the hub.
-    """
-
-    def __init__(self, hub: Hub) -> None:
-        self._hub = hub
-        self._workers: dict[str, Idler] = {}
-        self._waiting: dict[str, list[_Waiting]] = {}
-        self._kinds = Kinds()
-        self._tending: set[str] = set()
-        self._again: set[str] = set()
-        self._not_before: dict[str, float] = {}
-        self._busy_at: dict[str, float] = {}
-        self._ahead: set[tuple[str, str, str]] = set()
-
-    # Workers
-
-    def hear_of(self, worker: Idler) -> None:
-        """Hear that a worker is there, or has changed."""
-        self._workers[worker.name] = worker
-
-    def forget(self, worker: Idler) -> None:
-        """Hear that a worker is gone."""
-        if self._workers.get(worker.name) is worker:
-            del self._workers[worker.name]
-
-    def note_plan(self, record: HostRecord, spec: MachineSpec, planned: Plan) -> None:
-        """Note what a VM took on a host; the next one like it will probably take the same."""
-        self._kinds.note(record.host.uri, spec, planned)
-
-    def readiness(self, spec: MachineSpec) -> dict[str, int]:
-        """Say on which hosts a VM need not boot: by URI, `STANDBY_FITS` or `FROZEN_FITS`.
-
-        Args:
-            spec: what it is to be.
-        """
-        records, plans = self._hub.records, {} if spec.start == "boot" else self._kinds.plans(spec)
-        return {uri: how for uri, plan in plans.items() if (how := self._readiness(records[uri], plan))}
-
-    def _readiness(self, record: HostRecord, planned: Plan) -> int:
-        if not planned.may_be_thawed or not (self._on(record) or record.has_frozen):
-            return 0
-        if self._find(record, planned, ready=True) is not None:
-            return STANDBY_FITS
-        return FROZEN_FITS if self._hub.slots_to_thaw_in(record, planned) else 0
-
-    # Builds
-
-    def _on(self, record: HostRecord) -> list[_Waiting]:
-        return self._waiting.setdefault(record.host.uri, [])
-
-    def _find(self, record: HostRecord, planned: Plan, *, ready: bool) -> _Waiting | None:
-        for waiting in self._on(record):
-            if (
-                waiting.ready_now is ready
-                and waiting.plan.fingerprint == planned.fingerprint
-                and not (waiting.machine is not None and waiting.machine.failed_already)
-            ):
-                return waiting
-        return None
-
-    async def take(
-        self, record: HostRecord, planned: Plan, say: Callable[[str], object]
-    ) -> tuple[Claim, Machine] | None:
-        """Take the standby that fits a plan; None if there is none.
-
-        One that is just being made is waited for, if there is nothing else to thaw.
-
-        Args:
-            record: the host.
-            planned: what a build needs.
-            say: hears what is waited for.
-        """
-        self._busy_at[record.host.uri] = self._hub.master.reactor.seconds()
-        if not planned.may_be_thawed:
-            return None
-        found = self._find(record, planned, ready=True)
-        making = self._find(record, planned, ready=False)
-        if found is None and making is not None:
-            free = set(record.free_slots(self._hub.slots_to_thaw_in(record, planned)))
-            if not free & self._hub.slots_to_thaw_in(record, planned):
-                say("waiting for a VM that is just being made to stand by")
-                await self._made(making)
-                found = self._find(record, planned, ready=True)
-        if found is None or found.machine is None:
-            return None
-        self._on(record).remove(found)
-        record.stand_by_no_more(found.claim)
-        return found.claim, found.machine
-
-    async def _made(self, waiting: _Waiting) -> None:
-        made: defer.Deferred[None] = defer.Deferred()
-        made.addTimeout(MAKING_S, self._hub.master.reactor)
-        waiting.made.append(made)
-        try:
-            await made
-        except defer.TimeoutError:
-            pass
-
-    async def give_up(self, record: HostRecord, slot: str | None = None) -> None:
-        """End a standby, since a build needs its place.
-
-        Args:
-            record: the host.
-            slot: which place; None ends the one that waits longest.
-        """
-        for waiting in list(self._on(record)):
-            if slot in (None, waiting.claim.slot):
-                await self._end(waiting)
-                return
-
-    async def make_room(self, record: HostRecord, needed_mib: int) -> None:
-        """End standbys until a build's VM fits into the host's memory beside the rest."""
-        while record.standbys and not await self._fits(record, needed_mib):
-            await self.give_up(record)
-
-    async def _fits(self, record: HostRecord, needed_mib: int) -> bool:
-        try:
-            memory = await record.host.memory()
-        except HostUnreachable:
-            raise
-        except LatentvirtError:
-            return True  # a host that does not tell is not asked twice
-        return memory.available - needed_mib >= memory.total * RESERVE
-
-    # End
-
-    def drop(self, waiting: _Waiting) -> None:
-        """End a standby in the background."""
-        self._hub.in_background(self._end(waiting), "end a standby")
-
-    async def _end(self, waiting: _Waiting) -> None:
-        others = self._on(waiting.record)
-        if waiting not in others:
-            return
-        others.remove(waiting)
-        waiting.claim.ending = True
-        machine, hold = waiting.machine, None
-        try:
-            hold = await machine.stop() if machine is not None else None
-        finally:
-            if machine is not None:
-                self._hub.ended(waiting.record, waiting.claim, machine, hold)
-            else:
-                self._hub.end(waiting.record, waiting.claim)
-
-    async def end_all(self, record: HostRecord) -> None:
-        """End all standbys of a host: the master stops."""
-        await defer.DeferredList(
-            [defer.ensureDeferred(self._end(w)) for w in list(self._on(record))],
-            consumeErrors=True,
-        )
-
-    # Tend
-
-    def tend(self, record: HostRecord) -> None:
-        """See to it, in the background, that there are as many standbys on a host as are asked for."""
-        uri = record.host.uri
-        if uri in self._tending:
-            self._again.add(uri)
-        elif self._hub.running and record.resting is None and record.yields is None:
-            self._tending.add(uri)
-            self._hub.in_background(self._tend_until_done(record), f"see to the standbys on {uri}")
-
-    async def _tend_until_done(self, record: HostRecord) -> None:
-        uri = record.host.uri
-        try:
-            while True:
-                self._again.discard(uri)
-                await self._tend(record)
-                if uri not in self._again or not self._hub.running:
-                    return
-        except HostUnreachable as error:
-            self._hub.failed(record, error)
-        finally:
-            self._tending.discard(uri)
-
-    async def _tend(self, record: HostRecord) -> None:
-        now = self._hub.master.reactor.seconds()
-        ahead = AHEAD_AFTER_S <= now - self._busy_at.get(record.host.uri, now) <= AHEAD_UNTIL_S
-        plans = await self._foreseen(record, all_workers=ahead)
-        wanted = Counter(planned.fingerprint for planned, standby in plans if standby)
-        for waiting in list(self._on(record)):
-            if wanted[waiting.plan.fingerprint] > 0:
-                wanted[waiting.plan.fingerprint] -= 1
-            else:
-                await self._end(waiting)
-        if now < self._not_before.get(record.host.uri, now):
-            return
-        for planned, standby in plans:
-            if standby and wanted[planned.fingerprint] > 0:
-                wanted[planned.fingerprint] -= 1
-                await self._make(record, planned)
-        if ahead and not record.in_use:
-            await self._freeze_ahead(record, [planned for planned, _ in plans])
-
-    async def _foreseen(self, record: HostRecord, *, all_workers: bool) -> list[tuple[Plan, bool]]:
-        """List what idle workers of a host will need next, and which of them want a standby.
-
-        Args:
-            record: the host.
-            all_workers: whether those that want none are asked, too; the host is not bothered for nothing.
-        """
-        found = []
-        known: dict[Any, Plan] = {}
-        for worker in list(self._workers.values()):
-            foreseen = worker.foreseen() if all_workers or worker.wants_standby else None
-            if foreseen is None or foreseen[0] is not record:
-                continue
-            asked = spec = foreseen[1]
-            if spec.start == "boot" or not spec.proven:
-                continue
-            try:
-                spec = await settled(record.host, await self._hub.with_image(record, spec))
-                key = like(spec)
-                if key not in known:
-                    storage = (await self._hub.frozen(record, str(spec.folder))).storage
-                    known[key] = await plan(record.host, storage, spec)
-            except HostUnreachable:
-                raise
-            except LatentvirtError:
-                continue  # its build will say what is wrong
-            self.note_plan(record, asked, known[key])
-            if not known[key].hindrance:
-                found.append((known[key], worker.wants_standby))
-        return found
-
-    async def _make(self, record: HostRecord, planned: Plan) -> None:
-        room = room_for(planned)
-        has_room = record.has_room_for(room, self._hub.master.reactor.seconds())
-        if not has_room or not await self._fits(record, room.memory):
-            return
-        store = await self._hub.frozen(record, str(planned.spec.folder))
-        claim = self._place(record, planned)
-        if claim is not None:
-            await self._hold(record, planned, claim, store)
-
-    async def _hold(
-        self, record: HostRecord, planned: Plan, claim: Claim, store: FrozenStore
-    ) -> _Waiting | None:
-        waiting = _Waiting(self, record, planned, claim)
-        self._on(record).append(waiting)
-        record.stand_by(claim)
-        try:
-            waiting.machine = self._hub.machine(record, planned, claim, waiting, store)
-            await waiting.machine.hold()
-            waiting.ready_now = True
-            return waiting
-        except BaseException as error:
-            # Most often it is called off because a build needs its place: no reason to make none for a while.
-            if isinstance(error, LatentvirtError) and not isinstance(error, StartCancelled):
-                if not isinstance(error, HostUnreachable):  # then it rests, and is seen to after that
-                    self._not_before[record.host.uri] = self._hub.master.reactor.seconds() + AFTER_FAILURE_S
-                logger.warning("%s: no standby could be made: %s", record.host.uri, error)
-                if isinstance(error, GuestFailed):
-                    store.refuse(planned.fingerprint, error.what)
-            await self._end(waiting)
-            if isinstance(error, LatentvirtError) and not isinstance(error, HostUnreachable):
-                return None
-            raise  # the host's, or a fault of ours, which keeps no place either
-        finally:
-            made, waiting.made = waiting.made, []
-            for waiter in made:
-                if not waiter.called:
-                    waiter.callback(None)
-
-    def _place(self, record: HostRecord, planned: Plan) -> Claim | None:
-        if not self._hub.running:
-            return None  # the master stops
-        room = room_for(planned)
-        liked = self._hub.slots_to_thaw_in(record, planned)
-        if planned.spec.kind != "generated":
-            slot = slot_of_domain(own_name(planned.spec))
-            free = all(claim.slot != slot for claim in record.claims)
-            return record.take(self._hub.owner, slot, room) if free and (liked or not record.in_use) else None
-        if not set(record.free_slots(liked)) & liked and record.in_use:
-            return None  # to boot beside a build would slow the build
-        return record.take_any(self._hub.owner, liked, room)
-
-    async def _freeze_ahead(self, record: HostRecord, plans: list[Plan]) -> None:
-        """Freeze one more slot, if there are more workers than slots in which builds can be thawed."""
-        for fingerprint, workers in Counter(planned.fingerprint for planned in plans).items():
-            planned = next(planned for planned in plans if planned.fingerprint == fingerprint)
-            frozen = self._hub.slots_to_thaw_in(record, planned)
-            room = room_for(planned)
-            full = not record.has_room_for(room, self._hub.master.reactor.seconds())
-            if full or planned.spec.kind != "generated" or not 0 < len(frozen) < workers:
-                continue
-            store = await self._hub.frozen(record, str(planned.spec.folder))
-            if not self._hub.running:
-                return
-            taken = {claim.slot for claim in record.claims} | frozen
-            slot = next(slot for slot in map(slot_of_number, count(1)) if slot not in taken)
-            tried = (record.host.uri, fingerprint, slot)
-            if tried not in self._ahead:
-                self._ahead.add(tried)
-                logger.info("%s: freezing %s ahead, for the host is idle", record.host.uri, slot)
-                made = await self._hold(record, planned, record.take(self._hub.owner, slot, room), store)
-                if made is not None:
-                    await self._end(made)
-                return
+        self.give_up(self)
