@@ -124,10 +124,10 @@ class Build:
         return defer.succeed(value)
 
 
-def open_stage(clock: Any = None) -> StageMaster:
-    """Start a master on a fake libvirt of its own; on the real clock unless one is given."""
+def open_stage(clock: Any = None, fake: FakeLibvirt | None = None) -> StageMaster:
+    """Start a master; on a fake libvirt of its own and the real clock unless others are given."""
     real = start()
-    master = on_reactor(lambda: StageMaster(FakeLibvirt(), clock or real))
+    master = on_reactor(lambda: StageMaster(fake or FakeLibvirt(), clock or real))
     return run(master.begin())
 
 
