@@ -69,7 +69,7 @@ def _claim(master: StageMaster, record: HostRecord, worker: str, name: str | Non
     planned = Plan(
         spec=spec, xml="<domain/>", disks=(), has_vars=False, hindrance="a test", fingerprint="", lineage=""
     )
-    claim, standby = run(master.hub.claim(record, need, planned, lambda line: None))
+    claim, standby = run(master.hub.places.claim(record, need, planned, lambda line: None))
     assert standby is None
     return claim
 
@@ -95,6 +95,19 @@ def test_a_promise_expires(master: StageMaster, record: HostRecord, clock: Clock
     assert master.wakes == wakes + 1
     assert _reserve(master, record, "c") == [True]
     assert sorted(record.reserved) == ["b", "c"]
+
+
+def test_a_start_under_way_keeps_its_room(master: StageMaster, record: HostRecord, clock: Clock) -> None:
+    """However long a start takes to its place, as when an image is copied, nobody else is promised that."""
+    need, later = _need(record.connection, "a"), _need(record.connection, "a")
+    placing = master.hub.placing
+    assert on_reactor(lambda: (placing.reserve(need), placing.take(need))) == (True, record)
+    on_reactor(lambda: clock.advance(2 * RESERVATION_S))
+    assert _reserve(master, record, "b", "c") == [True, False]
+    on_reactor(lambda: placing.over(need))
+    assert on_reactor(lambda: placing.reserve(later))
+    on_reactor(lambda: placing.over(need))  # of a start that was called off, and ends only now
+    assert _reserve(master, record, "c") == [False]
 
 
 def test_without_a_limit_there_is_always_room(master: StageMaster) -> None:

@@ -306,6 +306,24 @@ def foreign(master: StageMaster, uri: str, name: str, memory_mib: int, owner: st
     master.fake.open(uri).createXML(xml)
 
 
+def test_starts_that_move_on_do_not_crowd_one_host(master: StageMaster) -> None:
+    """Of two starts that fail on one host, another with one place takes one; the other waits for its turn."""
+    made = workers(master, 2, Hosts(Connection(FIRST, slots=2), Connection(SECOND, slots=1)))
+    on_reactor(lambda: drain(master, SECOND))
+    builds = [Wishing(), Wishing()]
+    assert [may(worker, build) for worker, build in zip(made, builds, strict=True)] == [True, True]
+    on_reactor(lambda: drain(master, SECOND, drained=False))
+    for _ in builds:
+        master.fake.inspect(FIRST).trouble.fail_next("createXML", libvirt.VIR_ERR_INTERNAL_ERROR)
+
+    async def both() -> list[tuple[bool, object]]:
+        starting = [worker.start_instance(build) for worker, build in zip(made, builds, strict=True)]
+        return list(await defer.DeferredList(starting, consumeErrors=True))
+
+    assert sorted(good for good, _ in run(both())) == [False, True]
+    assert master.fake.inspect(SECOND).trouble.calls.count("createXML") == 1
+
+
 def test_a_persons_own_vms_are_respected(master: StageMaster) -> None:
     """Memory that other domains have is not given to builds, and is, once they have ended."""
     made = workers(master, 2, Hosts(Connection(FIRST, memory="4 GiB"), Connection(SECOND, memory="3 GiB")))

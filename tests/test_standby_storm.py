@@ -32,6 +32,7 @@ LATENCIES_S = (0.0, 0.002, 0.01)
 PAUSE_S = 0.15
 HANG_S = 0.4
 LOOK_S = 0.005
+THEIRS = "theirs"
 WANT_STANDBY = 0.6
 """The part of the workers that have a VM stand by for them."""
 CALLED_OFF = 0.3
@@ -127,6 +128,8 @@ class Storm:
         for record in self._records:
             in_use = [claim.slot for claim in record.claims if not claim.ending]
             assert len(set(in_use)) == len(in_use), f"one place is taken twice: {in_use}"
+            most = record.connection.slots or 0
+            assert len(in_use) <= most, f"more places are taken on {record.host.uri} than there are: {in_use}"
         if self.named.is_one:
             return
         for host, connection in zip(self.hosts, self.named.connections, strict=True):
@@ -198,9 +201,9 @@ class Storm:
         host.memory.update(free=self.chance.choice((NOTHING_KIB, PLENTY_KIB)), buffers=0, cached=0)
 
     def _somebody(self, host: FakeHostState) -> None:
-        if host.domain("theirs") is None:
+        if host.domain(THEIRS) is None:
             memory = self.chance.choice((512, 4096))
-            starting = threads.deferToThread(foreign, self.stages[0], host.uri, "theirs", memory)
+            starting = threads.deferToThread(foreign, self.stages[0], host.uri, THEIRS, memory)
             starting.addErrback(lambda failure: failure.trap(libvirt.libvirtError))
         else:
             self._calm(host)
@@ -208,7 +211,7 @@ class Storm:
     # Afterwards
 
     def _calm(self, host: FakeHostState) -> None:
-        theirs = host.domain("theirs")
+        theirs = host.domain(THEIRS)
         if theirs is not None and theirs.active:
             theirs.kill()
 
@@ -241,7 +244,7 @@ class Storm:
         """List the VMs, and the files that belong to no frozen image."""
         found: list[str] = []
         for host in self.hosts:
-            found += host.running()
+            found += [name for name in host.running() if name != THEIRS]
             for stage in self.stages:
                 names = host.listing(f"/images/latentvirt-{stage.hub.owner}")
                 files = [(name, FileName.parse(name)) for name in names]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Callable, Coroutine, Sequence
+from collections.abc import Coroutine, Sequence
 from functools import partial
 from typing import Any
 
@@ -15,7 +15,6 @@ from twisted.internet import defer, task
 from latentvirt.address import this_machine
 from latentvirt.claim import Claim
 from latentvirt.config import Connection
-from latentvirt.describing import own_name
 from latentvirt.errors import LatentvirtError
 from latentvirt.frozen import FrozenStore
 from latentvirt.guestowner import Identify, nobody
@@ -30,22 +29,19 @@ from latentvirt.master.health import Health
 from latentvirt.master.holds import Holds
 from latentvirt.master.leaving import leave
 from latentvirt.master.looking import Looking
-from latentvirt.master.placing import Need, Placing
+from latentvirt.master.places import Places
+from latentvirt.master.placing import Placing
 from latentvirt.master.record import HostRecord
-from latentvirt.master.room import Room, room_for
+from latentvirt.master.room import Room
 from latentvirt.master.standbys import TEND_EVERY_S, Standbys
 from latentvirt.master.state import HubState
 from latentvirt.master.sweeping import Sweeping
 from latentvirt.master.tries import Tries
-from latentvirt.names import slot_of_domain
 from latentvirt.planning import Plan
 from latentvirt.spec import MachineSpec, folder_of_copies
 from latentvirt.storage import Storage, open_storage
 
 logger = logging.getLogger(__name__)
-
-PATIENCE_WITH_AN_END_S = 5.0
-"""How long a start waits for a place that is just being freed, if it can thaw there."""
 
 
 class Hub(SharedService):
@@ -64,6 +60,7 @@ class Hub(SharedService):
         self._tends = task.LoopingCall(self._tend_all)
         self.standbys = Standbys(self)
         self.placing = Placing(self)
+        self.places = Places(self)
         self.holds = Holds(self)
         self.sweeping = Sweeping(self)
         self._looking = Looking(self)
@@ -236,58 +233,6 @@ class Hub(SharedService):
         )
 
     # Places
-
-    async def claim(
-        self, record: HostRecord, need: Need, plan: Plan, say: Callable[[str], object]
-    ) -> tuple[Claim, Machine | None]:
-        """Give a worker's start a place: that of a standby if there is one.
-
-        Args:
-            record: the host.
-            need: whose promise the start takes up, and for how much disk.
-            plan: what it needs.
-            say: hears what is waited for.
-
-        Returns:
-            The place, and the VM that stands by there; None if one is to be made.
-
-        Raises:
-            ForeignDomain: another worker's build has the domain.
-            HostFull: somebody holds a VM that the worker has to wait for.
-        """
-        await self.holds.known(record, need)
-        self.placing.withdraw(need)
-        ready = await self.standbys.take(record, plan, say)
-        if ready is not None:
-            return ready
-        room = room_for(plan, need.wish.disk)
-        if plan.spec.kind != "generated":
-            slot = slot_of_domain(own_name(plan.spec))
-            await self.standbys.give_up(record, slot)
-            return record.take(self.owner, slot, room), None
-        while record.standbys and not record.has_room_for(room, self.master.reactor.seconds()):
-            await self.standbys.give_up(record)
-        await self.standbys.make_room(record, room.memory)
-        liked = self.slots_to_thaw_in(record, plan)
-        if liked and not liked & set(record.free_slots(liked)):
-            # To thaw in the place of a VM that is just being ended is quicker than to boot beside it.
-            ending = record.ending_in(liked)
-            if ending is not None:
-                await self._gone(ending)
-        return record.take_any(self.owner, liked, room), None
-
-    async def _gone(self, claim: Claim) -> None:
-        gone = claim.gone()
-        gone.addTimeout(PATIENCE_WITH_AN_END_S, self.master.reactor)
-        try:
-            await gone
-        except defer.TimeoutError:
-            pass  # its host takes its time; another place will do
-
-    def slots_to_thaw_in(self, record: HostRecord, plan: Plan) -> set[str]:
-        """Say in which slots of a host a frozen image lies that fits a plan."""
-        store = record.frozen.get(plan.spec.folder or "")
-        return store.slots(plan.fingerprint) if store is not None and plan.fingerprint else set()
 
     def is_living(self, start: str) -> bool:
         """Say whether a start is under way or its VM in use, on whichever host: one may have two names."""

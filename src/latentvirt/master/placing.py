@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Collection, Hashable, Sequence
 from typing import TYPE_CHECKING
 
@@ -10,7 +11,7 @@ import attrs
 from latentvirt.claim import Claim
 from latentvirt.hosts import Hosts
 from latentvirt.line import EXPIRES_S, Line
-from latentvirt.master.record import HostRecord
+from latentvirt.master.record import HostRecord, Promise
 from latentvirt.placement import STANDBY_FITS, Amounts, HostView, Rule, Wish, choose, explain
 from latentvirt.spec import MachineSpec
 
@@ -74,6 +75,15 @@ class _Wait:
     asked: float
 
 
+@attrs.frozen
+class _Kept:
+    """Room that is kept for a start under way, until it has its place or has come to nothing."""
+
+    need: Need
+    record: HostRecord
+    promise: Promise
+
+
 class Placing:
     """Choose hosts for starts; there is one of it per hub.
 
@@ -87,6 +97,7 @@ class Placing:
         self._last_line: tuple[Hosts, Line] | None = None
         self._waiting: dict[Hashable, _Wait] = {}
         self._promised: dict[str, HostRecord] = {}
+        self._kept: dict[str, _Kept] = {}
         self._asking = False
         self._expiring = False
 
@@ -155,13 +166,23 @@ class Placing:
             self._hub.wake()
 
     def withdraw(self, need: Need) -> None:
-        """Take back what a worker was promised."""
-        record = self._promised.pop(need.worker, None)
+        """Take back what a worker was promised, and what was kept for its start."""
+        record, kept = self._promised.pop(need.worker, None), self._kept.pop(need.worker, None)
         if record is not None:
             record.withdraw(need.worker)
+        if kept is not None:
+            kept.record.withdraw(need.worker, kept.promise)
+
+    def over(self, need: Need) -> None:
+        """Keep no room for a start that has ended, whichever way; a later one of its worker keeps its own."""
+        kept = self._kept.get(need.worker)
+        if kept is not None and kept.need is need:
+            self.withdraw(need)
 
     def take(self, need: Need, avoid: Collection[str] = ()) -> HostRecord | None:
         """Say where a start goes: to the host that promised it room, else to the one that suits it best.
+
+        Room is kept for it there (`keep`), however long its image takes to get there.
 
         Args:
             need: what it asks for.
@@ -170,17 +191,26 @@ class Placing:
         Returns:
             The host; None if there is no room.
         """
-        promised = self._promised.get(need.worker)
-        if (
-            promised is not None
-            and need.worker in promised.reserved
-            and promised.host.uri not in avoid
-            and any(promised.host.uri == connection.uri for connection in need.hosts.connections)
-        ):
-            return promised
-        if need.hosts.is_one and not avoid:
-            return self._hub.know(need.hosts)[0]  # a build that Buildbot starts without asking
-        return self._choose(need, avoid)
+        record = self._promised.get(need.worker)
+        holds = (
+            record is not None
+            and need.worker in record.reserved
+            and record.host.uri not in avoid
+            and any(record.host.uri == connection.uri for connection in need.hosts.connections)
+        )
+        self.withdraw(need)
+        if not holds:
+            # One that is named by itself is it: Buildbot has started a build without asking.
+            one = need.hosts.is_one and not avoid
+            record = self._hub.know(need.hosts)[0] if one else self._choose(need, avoid)
+        if record is not None:
+            self.keep(need, record)
+        return record
+
+    def keep(self, need: Need, record: HostRecord) -> None:
+        """Keep room for a start on a host until `withdraw` or `over`."""
+        promise = record.promise(need.worker, math.inf, need.room)
+        self._kept[need.worker] = _Kept(need, record, promise)
 
     def freed(self, record: HostRecord, claim: Claim) -> None:
         """Hear that a place is free; if others wanted it as well, it is their turn for a moment.

@@ -25,12 +25,12 @@ FIRST_REST_S = 2.0
 REMEMBERED_STARTS = 20
 
 
-@attrs.frozen
+@attrs.frozen(eq=False)
 class Promise:
-    """Room on a host that a worker was promised for the start that is about to follow.
+    """Room on a host that a worker was promised for its next start, or that is kept for one under way.
 
     Args:
-        until: when it expires (the reactor's seconds).
+        until: when it expires (the reactor's seconds); infinite for a start under way.
         room: how much.
     """
 
@@ -147,29 +147,42 @@ class HostRecord:
         promised = [promise.room for promise in self.reserved.values()]
         return total([self.room.others(claim.slot for claim in self.claims), *taken, *promised])
 
-    def promise(self, worker: str, until: float, room: Amounts) -> None:
-        """Keep room for the start that a worker is about to make.
+    def promise(self, worker: str, until: float, room: Amounts) -> Promise:
+        """Keep room for a start that a worker makes, or is about to make.
 
         Args:
             worker: its name.
             until: when the promise expires (the reactor's seconds).
             room: how much.
         """
-        self.reserved[worker] = Promise(until, room)
+        promise = self.reserved[worker] = Promise(until, room)
         self._promised_otherwise()
+        return promise
 
-    def withdraw(self, worker: str) -> None:
-        """Take back what a worker was promised, if anything."""
-        if self.reserved.pop(worker, None) is not None:
+    def withdraw(self, worker: str, promise: Promise | None = None) -> None:
+        """Take back what a worker was promised, if anything.
+
+        Args:
+            worker: its name.
+            promise: which one; None for whichever it has.
+        """
+        if worker in self.reserved and promise in (None, self.reserved[worker]):
+            del self.reserved[worker]
             self._promised_otherwise()
 
     def _promised_otherwise(self) -> None:
         self._used = None
         self._first_expires = min((promise.until for promise in self.reserved.values()), default=math.inf)
 
-    def has_room_for(self, room: Amounts, now: float) -> bool:
-        """Say whether something fits beside all that is there, standbys included."""
-        return (self.used(now, with_standbys=True) + room).fits(self.room.limits)
+    def has_room_for(self, room: Amounts, now: float, but: str = "") -> bool:
+        """Say whether something fits beside all that is there, standbys included.
+
+        Args:
+            room: what it takes.
+            now: the reactor's seconds.
+            but: a worker whose own promise does not count.
+        """
+        return (self.used(now, but, with_standbys=True) + room).fits(self.room.limits)
 
     def why_not(self, worker: str, now: float) -> str:
         """Say why a worker's start does not go there now, whatever the room; empty if it may."""

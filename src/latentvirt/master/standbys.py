@@ -21,7 +21,7 @@ from latentvirt.master.record import HostRecord
 from latentvirt.master.room import room_for
 from latentvirt.master.standby import Standby
 from latentvirt.names import slot_of_domain, slot_of_number
-from latentvirt.placement import FROZEN_FITS, STANDBY_FITS
+from latentvirt.placement import FROZEN_FITS, STANDBY_FITS, Amounts
 from latentvirt.planning import Plan, plan
 from latentvirt.spec import MachineSpec
 
@@ -105,7 +105,7 @@ class Standbys:
             return 0
         if self._find(record, planned, ready=True) is not None:
             return STANDBY_FITS
-        return FROZEN_FITS if self._hub.slots_to_thaw_in(record, planned) else 0
+        return FROZEN_FITS if self._hub.places.to_thaw_in(record, planned) else 0
 
     # Builds
 
@@ -141,8 +141,8 @@ class Standbys:
         found = self._find(record, planned, ready=True)
         making = self._find(record, planned, ready=False)
         if found is None and making is not None:
-            free = set(record.free_slots(self._hub.slots_to_thaw_in(record, planned)))
-            if not free & self._hub.slots_to_thaw_in(record, planned):
+            free = set(record.free_slots(self._hub.places.to_thaw_in(record, planned)))
+            if not free & self._hub.places.to_thaw_in(record, planned):
                 say("waiting for a VM that is just being made to stand by")
                 await making.made(self._hub.master.reactor)
                 found = self._find(record, planned, ready=True)
@@ -285,13 +285,15 @@ class Standbys:
 
     async def _make(self, record: HostRecord, planned: Plan) -> None:
         room = room_for(planned)
-        has_room = record.has_room_for(room, self._hub.master.reactor.seconds())
-        if not has_room or not await self._fits(record, room.memory):
+        if not self._has_room(record, room) or not await self._fits(record, room.memory):
             return
         store = await self._hub.frozen(record, str(planned.spec.folder))
         claim = self._place(record, planned)
         if claim is not None:
             await self._hold(record, planned, claim, store)
+
+    def _has_room(self, record: HostRecord, room: Amounts) -> bool:
+        return record.has_room_for(room, self._hub.master.reactor.seconds())
 
     async def _hold(
         self, record: HostRecord, planned: Plan, claim: Claim, store: FrozenStore
@@ -320,10 +322,10 @@ class Standbys:
             standby.tell_made()
 
     def _place(self, record: HostRecord, planned: Plan) -> Claim | None:
-        if not self._hub.running:
-            return None  # the master stops
         room = room_for(planned)
-        liked = self._hub.slots_to_thaw_in(record, planned)
+        if not self._hub.running or not self._has_room(record, room):
+            return None  # the master stops, or a build has come first
+        liked = self._hub.places.to_thaw_in(record, planned)
         if planned.spec.kind != "generated":
             slot = slot_of_domain(own_name(planned.spec))
             free = all(claim.slot != slot for claim in record.claims)
@@ -336,13 +338,13 @@ class Standbys:
         """Freeze one more slot, if there are more workers than slots in which builds can be thawed."""
         for fingerprint, workers in Counter(planned.fingerprint for planned in plans).items():
             planned = next(planned for planned in plans if planned.fingerprint == fingerprint)
-            frozen = self._hub.slots_to_thaw_in(record, planned)
+            frozen = self._hub.places.to_thaw_in(record, planned)
             room = room_for(planned)
-            full = not record.has_room_for(room, self._hub.master.reactor.seconds())
-            if full or planned.spec.kind != "generated" or not 0 < len(frozen) < workers:
+            few = planned.spec.kind == "generated" and 0 < len(frozen) < workers
+            if not few or not self._has_room(record, room):
                 continue
             store = await self._hub.frozen(record, str(planned.spec.folder))
-            if not self._hub.running:
+            if not self._hub.running or not self._has_room(record, room):
                 return
             taken = {claim.slot for claim in record.claims} | frozen
             slot = next(slot for slot in map(slot_of_number, count(1)) if slot not in taken)

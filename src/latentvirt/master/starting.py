@@ -94,6 +94,12 @@ class Starting:
         impossible = self.hub.placing.impossible(need)
         if impossible is not None:
             raise ImpossibleWish(impossible, remedy="ask for less, or add a host that has it")
+        try:
+            await self._start_somewhere(need, began)
+        finally:
+            self.hub.placing.over(need)
+
+    async def _start_somewhere(self, need: Need, began: float) -> None:
         came_to_nothing: dict[str, LatentvirtError] = {}
         while True:
             record = self.hub.placing.take(need, came_to_nothing)
@@ -125,11 +131,13 @@ class Starting:
 
     async def _start_on(self, record: HostRecord, need: Need, began: float) -> None:
         planned = await self._plan(record, need.spec)
-        started = False
-        while not started:
-            claim, standby = await self.hub.claim(record, need, planned, self.steps.progress)
+        places, say = self.hub.places, self.steps.progress
+        claim, standby = await places.claim(record, need, planned, say)
+        while True:
             run = Run(self.worker, record, claim, self.steps, began, self._request)
-            started = await self._start(run, planned, standby)
+            if await self._start(run, planned, standby):
+                return
+            claim, standby = await places.claim_another(record, need, planned, say, claim)
 
     async def _plan(self, record: HostRecord, asked: MachineSpec) -> Plan:
         spec = await settled(record.host, await self.hub.with_image(record, asked, self.steps.progress))
