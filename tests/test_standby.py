@@ -28,6 +28,11 @@ from stagemaster import Build, StageMaster, close_stage, open_stage
 from test_worker import BASE, URI, _settle, _start, _stop
 
 LATENCY_S = 0.02
+NAMED = (
+    "<domain type='kvm'><name>{}</name><memory>65536</memory><os><type>hvm</type></os>"
+    "<devices>{}</devices></domain>"
+)
+DISK = "<disk type='file'><source file='/images/hd'/><target dev='vda'/></disk>"
 
 
 def freezing() -> StageMaster:
@@ -168,13 +173,8 @@ def test_any_worker_takes_the_standby_that_fits(master: StageMaster) -> None:
 
 def test_a_domain_of_a_persons_own_name_stands_by_for_its_worker_only(master: StageMaster) -> None:
     """Two workers whose domains differ in nothing but the name never get each other's."""
-    xml = (
-        "<domain type='kvm'><name>{}</name><memory>65536</memory><os><type>hvm</type></os>"
-        "<devices>{}</devices></domain>"
-    )
-    disk = "<disk type='file'><source file='/images/hd'/><target dev='vda'/></disk>"
-    asking = a_worker(master, "one", xml=xml.format("one", disk), size=None, standby=True)
-    other = a_worker(master, "two", xml=xml.format("two", disk), size=None)
+    asking = a_worker(master, "one", xml=NAMED.format("one", DISK), size=None, standby=True)
+    other = a_worker(master, "two", xml=NAMED.format("two", DISK), size=None)
     tend(master, asking)
     assert paused(master) == 1
     assert "tier standby" not in built(other)
@@ -194,11 +194,14 @@ def test_standbys_give_way_where_memory_is_short(master: StageMaster) -> None:
     _stop(larger)
 
 
-def test_standbys_give_way_to_builds_where_places_are_few(master: StageMaster) -> None:
-    """On a host with one place a build that needs another VM takes the standby's place."""
+@pytest.mark.parametrize(
+    "what", [{"size": {"memory": 128}}, {"size": None, "xml": NAMED.format("other", DISK)}]
+)
+def test_standbys_give_way_to_builds_where_places_are_few(master: StageMaster, what: dict[str, Any]) -> None:
+    """On a host with one place a build that needs another VM, of whatever name, takes the standby's place."""
     connection = Connection(URI, slots=1)
     asking = a_worker(master, "asking", uri=None, connection=connection, standby=True)
-    other = a_worker(master, "other", uri=None, connection=connection, size={"memory": 128})
+    other = a_worker(master, "other", uri=None, connection=connection, **what)
     tend(master, asking)
     assert paused(master) == 1
     attach(other)

@@ -77,14 +77,15 @@ class Places:
         if ready is not None:
             return ready
         room = room_for(plan, need.wish.disk)
-        if plan.spec.kind != "generated":
-            slot = slot_of_domain(own_name(plan.spec))
-            await standbys.give_up(record, slot)
-            return record.take(owner, slot, room), None
+        named = None if plan.spec.kind == "generated" else slot_of_domain(own_name(plan.spec))
+        if named is not None:
+            await standbys.give_up(record, named)
         now = self._hub.master.reactor.seconds
         while record.standbys and not record.has_room_for(room, now(), need.worker):
             await standbys.give_up(record)
         await standbys.make_room(record, room.memory)
+        if named is not None:
+            return record.take(owner, named, room), None
         liked = self.to_thaw_in(record, plan)
         if liked and not liked & set(record.free_slots(liked)):
             # To thaw in the place of a VM that is just being ended is quicker than to boot beside it.
