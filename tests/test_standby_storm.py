@@ -16,6 +16,7 @@ from buildbot.interfaces import LatentWorkerCannotSubstantiate, LatentWorkerFail
 from twisted.internet import defer, reactor, task, threads
 
 from latentvirt.config import Connection
+from latentvirt.errors import HostUnreachable
 from latentvirt.hosts import Hosts
 from latentvirt.master.record import HostRecord
 from latentvirt.master.worker import LibVirtWorker
@@ -24,7 +25,7 @@ from latentvirt.sweep import FROZEN
 from latentvirt.testing import FakeGuest, FakeHostState
 from reactorthread import on_reactor, run
 from stagemaster import StageMaster, close_stage, open_stage
-from test_placing import BASE, URIS, Wishing, foreign, settle
+from test_placing import BASE, URIS, Wishing, foreign
 
 WORKERS, BUILDS = 5, 10
 SIZES_MIB = (64, 512)
@@ -221,11 +222,20 @@ class Storm:
             host.trouble.forgive()
             host.memory.update(free=PLENTY_KIB)
             self._calm(host)
-        while any(record.resting is not None for record in self._records):
+        while not await self._is_clear():
             await self._pause(PAUSE_S)
-        for stage in self.stages:
-            for record in stage.hub.records.values():
-                await stage.hub.sweeping.sweep(record)
+
+    async def _is_clear(self) -> bool:
+        """Remove what is left; False if a host was found to be lost meanwhile, as the storm has left it."""
+        try:
+            for stage in self.stages:
+                for record in stage.hub.records.values():
+                    await stage.hub.sweeping.sweep(record)
+                while stage.hub._background:
+                    await self._pause(PAUSE_S)
+        except HostUnreachable:
+            return False
+        return all(record.resting is None for record in self._records)
 
     @property
     def _records(self) -> list[HostRecord]:
@@ -259,8 +269,6 @@ def weather(seed: int, masters: int) -> None:
     try:
         run(storm.rage(), STORM_S)
         run(storm.abate(), RETURN_S)
-        for stage in storm.stages:
-            settle(stage)
         assert on_reactor(storm.taken) == []
     finally:
         for stage in storm.stages:
