@@ -23,7 +23,7 @@ c['builders'] = [util.BuilderConfig('b', workernames=['minion1'], factory=util.B
 c['schedulers'] = [schedulers.ForceScheduler('force', builderNames=['b'])]
 """
 
-DIRECT = "from latentvirt import Connection, Flavor, LibVirtWorker, Size"
+DIRECT = "from latentvirt import Connection, Flavor, Hosts, LibVirtWorker, Size"
 PLUGINS = "LibVirtWorker, Connection = worker.latentvirt.LibVirtWorker, util.latentvirt.Connection"
 IN_TREE = """
 from latentvirt import LibVirtWorker
@@ -109,6 +109,16 @@ def test_documented_configurations_pass(tmp_path: Path, imports: str, worker: st
             FIRST + ", start='boot', standby=True)",
             ["standby=True", "start='boot' forbids"],
             id="standby that may not thaw",
+        ),
+        pytest.param(
+            FIRST + ", identity='static', start='thaw')",
+            ["start='thaw'", "identity='static' forbids", "leave start= or identity= out"],
+            id="a thaw of a guest that knows who it is",
+        ),
+        pytest.param(
+            "LibVirtWorker('minion1', None, Connection('qemu:///session'), standby=True)",
+            ["standby=True", "without a base_image", "give base_image="],
+            id="standby of what is not ours to freeze",
         ),
         pytest.param(
             "LibVirtWorker('minion1', 'sekrit', Connection('qemu//session'), '/images/minion1')",
@@ -209,6 +219,12 @@ def test_documented_configurations_pass(tmp_path: Path, imports: str, worker: st
             FIRST + ", graceful_shutdown=float('inf'))",
             ["graceful_shutdown=inf is neither", "write a number"],
             id="endless shutdown",
+        ),
+        pytest.param(
+            "LibVirtWorker('minion1', None, Hosts('qemu+ssh://a/system', Connection('qemu+ssh://b/system', "
+            "slots='8')), base_image='/images/base')",
+            ["Connection('qemu+ssh://b/system'): slots='8' is not", "write 1 or more"],
+            id="one of several hosts",
         ),
         pytest.param(
             FIRST + ", max_builds=-3)",

@@ -15,8 +15,10 @@ import reactorthread
 from latentvirt.cli import main
 from latentvirt.config import Connection
 from latentvirt.domainxml import Layer
+from latentvirt.errors import Refused
 from latentvirt.host import Host
 from latentvirt.images import collecting
+from latentvirt.images.collecting import Collection, Copy
 from latentvirt.images.leftovers import SCRATCH_KEPT_S
 from latentvirt.images.naming import CopyName, directory_in
 from latentvirt.images.root import ROOT_VARIABLE
@@ -126,6 +128,24 @@ def test_a_folder_that_libvirt_has_forgotten_can_be_named(shelves: Shelves) -> N
     wrong = gc(shelves, "--folder", "/nowhere")
     assert wrong.exit_code == 1
     assert "/nowhere" in wrong.stderr
+
+
+def test_a_folder_that_nobody_named_may_be_closed(shelves: Shelves, monkeypatch: pytest.MonkeyPatch) -> None:
+    """An ordinary user may not look into libvirt's own folder: what they name is seen to all the same."""
+    whole = Collection.look
+
+    async def look(collection: Collection) -> list[Copy]:
+        if collection.folder == IMAGES:
+            raise Refused(f"could not list the folder {IMAGES}: Permission denied", host=URI)
+        return await whole(collection)
+
+    monkeypatch.setattr(Collection, "look", look)
+    closed = gc(shelves)
+    assert (closed.exit_code, "Permission denied" in closed.stderr) == (1, True)
+    told = gc(shelves, "--folder", ELSEWHERE)
+    assert told.exit_code == 0, told.output
+    assert f"{IMAGES}: passed over: could not list the folder {IMAGES}: Permission denied" in told.stderr
+    assert not [path for path in shelves.there() if path.startswith(ELSEWHERE)]
 
 
 def test_a_copy_that_another_collection_dooms_meanwhile_stays_doomed(shelves: Shelves) -> None:

@@ -557,10 +557,25 @@ def test_a_path_that_the_user_who_asks_cannot_see_is_not_called_wrong(folder: Pa
     shell, ran = ask_shell(weak, [str(folder / "closed" / "images")], 0)
     assert shell is not None, ran
     (found,) = folder_findings(
-        "here", shell.paths[0], Someone(0, (0,)), named=True, by_hand=False, selinux=False
+        "here", shell.paths[0], Someone(0, (0,)), named=True, by_user=False, selinux=False
     )
     assert (found.id, found.severity) == ("folder-unseen", WARNING)
     assert "Permission denied" in found.what
+
+
+@pytest.mark.libvirt
+@pytest.mark.parametrize(("named", "severity"), [(True, PROBLEM), (False, WARNING)])
+def test_a_folder_that_a_users_own_libvirt_may_not_write_to(folder: Path, named: bool, severity: str) -> None:
+    """With qemu:///session it is the user who makes the files; a folder that is closed to them is told."""
+    (folder / "images").mkdir()
+    folder.chmod(0o755)
+    weak = ["setpriv", f"--reuid={NOBODY}", f"--regid={NOBODY}", "--clear-groups", "sh", "-c"]
+    shell, ran = ask_shell(weak, [str(folder / "images")], 0)
+    assert shell is not None, ran
+    someone = Someone.of(shell, None)
+    (found,) = folder_findings("here", shell.paths[0], someone, named=named, by_user=True, selinux=False)
+    assert (found.id, found.severity) == ("folder-not-writable", severity)
+    assert "images= of the Connection" in found.remedy
 
 
 # The master's address

@@ -10,6 +10,7 @@ from typing import Any
 import attrs
 import libvirt
 import pytest
+from buildbot.config.errors import ConfigErrors
 from buildbot.interfaces import (
     IRenderable,
     LatentWorkerCannotSubstantiate,
@@ -630,3 +631,9 @@ def test_a_vm_that_went_with_its_host_is_no_fault_of_the_guests(master: StageMas
     assert worker.quarantine_timer is None
     start(worker)
     assert running(master) == [0, 1, 0]
+
+
+def test_workers_are_named_by_text() -> None:
+    """What a name cannot begin with is refused, and does not become part of one."""
+    with pytest.raises(ConfigErrors, match="names cannot begin with that"):
+        many(None, 2, three(), password=None)  # type: ignore[arg-type]

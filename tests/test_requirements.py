@@ -158,6 +158,7 @@ def test_what_is_no_flavor(wrong: dict[str, Any], message: str) -> None:
         ([Flavor("a\nb")], "a flavor's name is 'a"),
         ([Flavor(3)], "a flavor's name is 3"),  # type: ignore[arg-type]
         ([SMALL, MEDIUM, SMALL], "two flavors are called 'small'"),
+        ([SMALL, Flavor("large", memory="16 Gigs")], "flavor 'large': memory='16 Gigs'"),
     ],
 )
 def test_flavors_that_cannot_be_told_apart(wrong: list[Any], message: str) -> None:

@@ -415,7 +415,9 @@ def parse_arguments() -> argparse.Namespace:
 def main() -> int:
     """Run the demonstration."""
     args = parse_arguments()
-    signal.signal(signal.SIGTERM, terminated)
+    for number in (signal.SIGTERM, signal.SIGHUP):
+        if signal.getsignal(number) is not signal.SIG_IGN:  # as nohup has it
+            signal.signal(number, terminated)
     console = Console(soft_wrap=True)
     try:
         base = debian_image().disk

@@ -162,7 +162,9 @@ class Connection:
                 mebibytes(amount, what)
         check_labels("labels", self.labels)
         if not isinstance(self.drain, bool):
-            raise ConfigError(f"drain={self.drain!r} is neither True nor False")
+            raise ConfigError(
+                f"drain={self.drain!r} is neither True nor False", remedy="write True, or leave it out"
+            )
         if self.copy_rate is not None:
             mebibytes(self.copy_rate, "copy_rate")
 
@@ -206,7 +208,12 @@ class Connection:
         """The user that libvirt runs as on this machine; None if the host may be another."""
         if not self.is_local:
             return None
-        return os.geteuid() if urlsplit(self.uri).path == SESSION_PATH else 0
+        return os.geteuid() if self.is_session else 0
+
+    @property
+    def is_session(self) -> bool:
+        """Whether libvirt runs there as the user who connects."""
+        return urlsplit(self.uri).path == SESSION_PATH
 
 
 IMAGE_FORMATS = ("qcow2", "raw")

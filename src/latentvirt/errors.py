@@ -50,6 +50,16 @@ class LatentvirtError(Exception):
         told.__cause__ = self.__cause__
         return told.with_traceback(self.__traceback__)
 
+    def about(self: E, whom: str) -> E:
+        """Return the same, saying first whom it concerns.
+
+        Args:
+            whom: one of several, as the person wrote it.
+        """
+        told = copy.copy(self)
+        told.what = f"{whom}: {self.what}"
+        return told
+
     def __str__(self) -> str:
         where = ", ".join(
             f"{label} {value}" for label, value in (("host", self.host), ("domain", self.domain)) if value

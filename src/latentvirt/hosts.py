@@ -60,13 +60,22 @@ class Hosts:
                     f"Hosts() got {connection!r}, which is no host",
                     remedy="write Hosts(Connection('qemu:///system'), ...), without a list around them",
                 )
-            connection.check()
+            try:
+                connection.check()
+            except ConfigError as error:
+                uri = repr(connection.uri)
+                if self.is_one or uri in error.what:
+                    raise
+                raise error.about(f"Connection({uri})") from None
         uris = [connection.uri for connection in self.connections]
         twice = next((uri for uri in uris if uris.count(uri) > 1), None)
         if twice is not None:
             raise ConfigError(f"Hosts() names {twice!r} twice", remedy="name each host once")
         if not isinstance(self.spread, bool):
-            raise ConfigError(f"spread={self.spread!r} is neither True nor False")
+            raise ConfigError(
+                f"Hosts(): spread={self.spread!r} is neither True nor False",
+                remedy="write True to spread VMs, or False to pack them",
+            )
         check_labels("prefer", self.prefer)
         factor: object = self.overcommit
         if not isinstance(factor, (int, float)) or isinstance(factor, bool) or not 0 < factor < math.inf:

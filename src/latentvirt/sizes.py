@@ -125,7 +125,10 @@ def check_flavors(flavors: Iterable[object]) -> None:
                 f"flavors has {shown(flavor)}, which is no Flavor",
                 remedy="write Flavor('small', memory='1 GiB', vcpus=1)",
             )
-        flavor.check()
+        try:
+            flavor.check()
+        except ConfigError as error:
+            raise error.about(f"flavor {flavor.name!r}") if is_text(flavor.name) else error from None
         if flavor.name in seen:
             raise ConfigError(f"two flavors are called {flavor.name!r}", remedy="rename one of them")
         seen.add(flavor.name)

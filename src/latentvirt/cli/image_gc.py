@@ -22,7 +22,7 @@ from latentvirt.cli.asking import (
 )
 from latentvirt.cli.saying import say as tell
 from latentvirt.config import BYTES_PER_MIB
-from latentvirt.errors import ImageError, NotFound
+from latentvirt.errors import HostError, HostUnreachable, ImageError, NotFound
 from latentvirt.host import Driver, Host
 from latentvirt.images.collecting import Collection, Copy
 from latentvirt.images.leftovers import leftovers, remove_leftovers
@@ -65,7 +65,7 @@ def gc(
 
     async def see_to(host: Host) -> list[tuple[Copy, bool]]:
         looking = [
-            defer.ensureDeferred(_see_to(host, folder, must, wanted, dry_run))
+            defer.ensureDeferred(_see_to(host, folder, must, wanted, dry_run, lenient=bool(folders)))
             for folder, must in await _folders(host, folders)
         ]
         outcomes = await defer.DeferredList(looking, consumeErrors=True)
@@ -99,9 +99,18 @@ def gc(
 
 
 async def _see_to(
-    host: Host, folder: str, must: bool, wanted: Mapping[str, str], dry_run: bool
+    host: Host, folder: str, must: bool, wanted: Mapping[str, str], dry_run: bool, *, lenient: bool
 ) -> list[tuple[Copy, bool]]:
-    """List a folder's copies, and whether each goes; none where there is no folder, and need not be."""
+    """List a folder's copies, and whether each goes; none where there is no folder, and need not be.
+
+    Args:
+        host: the host.
+        folder: an image folder there.
+        must: whether the person has named it.
+        wanted: why images are to stay, by digest.
+        dry_run: whether all stay.
+        lenient: whether the person has named others, so that this one may be closed to them.
+    """
 
     def say(text: str) -> None:
         tell(f"{host.uri}: {folder}: {text}", err=True)
@@ -113,6 +122,13 @@ async def _see_to(
     except NotFound:
         if must:
             raise
+        return []
+    except HostUnreachable:
+        raise
+    except HostError as error:
+        if must or not lenient:
+            raise
+        say(f"passed over: {error.what}")
         return []
     return [(copy, not copy.needed_by if dry_run else copy.path in gone) for copy in copies]
 

@@ -210,7 +210,7 @@ class _Examination:
                 seen[folder],
                 someone,
                 named=self.wanted.named,
-                by_hand=self.host.connection.is_embed,
+                by_user=self.host.connection.is_embed or self.host.connection.is_session,
                 selinux=self.selinux,
             )
             frozen = await self._frozen(folder)

@@ -10,6 +10,7 @@ import attrs
 from latentvirt.doctor.finding import Finding, Fix, fine, problem, warning
 from latentvirt.doctor.shell import Part, SeenPath, Shell
 from latentvirt.host import PoolView
+from latentvirt.storage.base import NAME_ANOTHER
 
 MIB = 1024**2
 GIB = 1024**3
@@ -52,7 +53,7 @@ def folder_findings(
     someone: Someone,
     *,
     named: bool,
-    by_hand: bool,
+    by_user: bool,
     selinux: bool,
 ) -> list[Finding]:
     """Say whether an image folder is as it should be.
@@ -62,7 +63,8 @@ def folder_findings(
         seen: the folder.
         someone: whom QEMU runs as.
         named: whether somebody named it; one that is only usual need not be there.
-        by_hand: whether latentvirt itself makes the files there, as on embed, and not libvirt.
+        by_user: whether it is the user who looked that makes the files there: by latentvirt itself, as on
+            embed, or by a libvirt of its own.
         selinux: whether SELinux confines VMs there.
     """
     last = seen.parts[-1]
@@ -90,13 +92,15 @@ def folder_findings(
         ]
     if blocked is not None:
         return [_closed("folder-closed", uri, seen, blocked, someone)]
-    if by_hand and not seen.writable:
+    if by_user and not seen.writable:
+        tell = problem if named else warning
         return [
-            problem(
+            tell(
                 "folder-not-writable",
                 uri,
-                f"this user may make no files in {seen.path} ({_last(seen)}), and on embed nobody else does",
-                f"chown it to the master's user, or chmod g+w '{seen.path}' and let its group have that user",
+                f"this user may make no files in {seen.path} ({_last(seen)}), and nobody else does that here",
+                f"chown it to the master's user, or chmod g+w '{seen.path}' and let its group have them, "
+                f"or {NAME_ANOTHER}",
             )
         ]
     found = [fine("folder", uri, f"QEMU's user {someone.uid} can pass through to {seen.path}")]

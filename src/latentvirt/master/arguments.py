@@ -18,7 +18,7 @@ from latentvirt.hold import read_duration
 from latentvirt.hosts import Hosts
 from latentvirt.imagefiles import check_format
 from latentvirt.master.baseimages import archs_of, by_name, read_image, written_image
-from latentvirt.master.checking import check_spec, known_macs
+from latentvirt.master.checking import check_spec, check_thawing, known_macs
 from latentvirt.master.depending import depends, known_part
 from latentvirt.master.firstboot import read_cloud_init
 from latentvirt.master.placing import Need
@@ -328,13 +328,7 @@ def read_arguments(
         raise ConfigError(f"allow_shared={allow_shared!r} is not a list of names", remedy="write ['vdb']")
     if base_format is not None:
         check_format(base_format, "base_format")
-    if not isinstance(standby, bool):
-        raise ConfigError(f"standby={standby!r} is neither True nor False")
-    if standby and start == "boot":
-        raise ConfigError(
-            "standby=True needs a VM that may be thawed, and start='boot' forbids that",
-            remedy="leave start= out",
-        )
+    check_thawing(start, standby, identity, base_image)
     arguments = Arguments(
         hosts=read_hosts(connection, uri),
         hd_image=hd_image,

@@ -64,6 +64,39 @@ def refuse_others_macs(worker: str, macs: Iterable[str]) -> None:
             )
 
 
+def check_thawing(start: Any, standby: Any, identity: Any, base_image: Any) -> None:
+    """Check that a VM can be thawed if a person says that it must.
+
+    Args:
+        start: how VMs start.
+        standby: whether one is to stand by.
+        identity: how a guest learns who it is.
+        base_image: the base image; None if there is none.
+
+    Raises:
+        ConfigError: it never can, whatever a build asks for, or `standby` is neither True nor False.
+    """
+    if not isinstance(standby, bool):
+        raise ConfigError(
+            f"standby={standby!r} is neither True nor False", remedy="write True, or leave it out"
+        )
+    if not standby and start != "thaw":
+        return
+    wanted = "standby=True" if standby else "start='thaw'"
+    needs = f"{wanted} needs a VM that may be thawed"
+    if start == "boot":
+        raise ConfigError(f"{needs}, and start='boot' forbids that", remedy="leave start= out")
+    if identity in ("static", "metadata"):
+        raise ConfigError(
+            f"{needs}; identity={identity!r} forbids that: a thawed guest learns who it is over the channel",
+            remedy=f"leave {wanted.partition('=')[0]}= or identity= out",
+        )
+    if base_image is None:
+        raise ConfigError(
+            f"{needs}, and without a base_image its disk is not ours to freeze", remedy="give base_image="
+        )
+
+
 def check_spec(spec: MachineSpec, macs: Collection[str]) -> None:
     """Check what one build needs.
 

@@ -24,6 +24,11 @@ def workers(prefix: str, count: int, *args: Any, password: Any, **kwargs: Any) -
     Returns:
         The workers, for ``c['workers']``.
     """
+    if not isinstance(prefix, str):
+        config.error(
+            f"workers({prefix!r}, ...): names cannot begin with that. Write text: workers('vps', 32)"
+        )
+        return []
     if not isinstance(count, int) or isinstance(count, bool) or count < 0:
         config.error(f"workers({prefix!r}): count={count!r} is not a number of workers. Write a whole number")
         return []
