@@ -12,6 +12,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+import libvirt
 import pytest
 from twisted.internet import defer
 
@@ -37,8 +38,6 @@ SHELF = directory_in(FOLDER)
 OWNERS = ("0123456789abcdef", "fedcba9876543210")
 MIB = 1024**2
 NO_CONNECT = 38
-NO_STORAGE_POOL = 49
-SYSTEM_ERROR = 38
 
 
 def qcow2(length: int = MIB, *, seed: bytes = b"x", backing: bool = False, features: int = 0) -> bytes:
@@ -626,14 +625,18 @@ def test_a_folder_that_is_not_there_is_named(scene: Scene) -> None:
 def test_a_folder_is_not_missing_because_it_is_said_once(scene: Scene) -> None:
     """Two that look for the folder at once may take libvirt's own files along, told in the same words."""
     words = "cannot create file '/run/libvirt/storage/x.xml.new': No such file or directory"
-    scene.state.trouble.fail_next("storagePoolCreateXML", libvirt_error(SYSTEM_ERROR, words, errno=2))
+    scene.state.trouble.fail_next(
+        "storagePoolCreateXML", libvirt_error(libvirt.VIR_ERR_SYSTEM_ERROR, words, errno=2)
+    )
     assert scene.bring(scene.image()).startswith(directory_in(FOLDER))
 
 
 def test_a_pool_that_others_keep_stopping_is_no_missing_folder(scene: Scene) -> None:
     """Where the pool goes as often as it is made, the build tries again: its image folder is there."""
     for _ in range(2 * POOL_TRIES):  # one to look for the folder, one for the pool itself
-        scene.state.trouble.fail_next("storagePoolCreateXML", NO_STORAGE_POOL, "Storage pool not found")
+        scene.state.trouble.fail_next(
+            "storagePoolCreateXML", libvirt.VIR_ERR_NO_STORAGE_POOL, "Storage pool not found"
+        )
     with pytest.raises(HostError, match=r"could not make the storage pool.*not found") as caught:
         scene.bring(scene.image())
     assert caught.value.retry

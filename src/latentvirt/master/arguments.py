@@ -328,7 +328,6 @@ def read_arguments(
         raise ConfigError(f"allow_shared={allow_shared!r} is not a list of names", remedy="write ['vdb']")
     if base_format is not None:
         check_format(base_format, "base_format")
-    check_thawing(start, standby, identity, base_image)
     arguments = Arguments(
         hosts=read_hosts(connection, uri),
         hd_image=hd_image,
@@ -352,6 +351,7 @@ def read_arguments(
         cloud_init=read_cloud_init(cloud_init, identity, base_image),
         hold_on_failure_s=0 if hold_on_failure is None else read_duration(hold_on_failure, "hold_on_failure"),
     )
+    check_thawing(arguments.start, standby, arguments.identity, base_image)
     _check_what_is_known(arguments)
     return arguments
 

@@ -13,7 +13,7 @@ from latentvirt.devices import Nic, read_nics, refuse_same_macs, written
 from latentvirt.errors import ConfigError
 from latentvirt.imagefiles import check_image_path
 from latentvirt.master.depending import depends, known_part
-from latentvirt.spec import MachineSpec
+from latentvirt.spec import BY_CHANNEL, IdentityMode, MachineSpec, StartMode
 
 SAME_TIME = ", so that two VMs could have it at the same time"
 MAC_AS_IT_IS = "write it as it is into networks=, or leave it out"
@@ -64,7 +64,7 @@ def refuse_others_macs(worker: str, macs: Iterable[str]) -> None:
             )
 
 
-def check_thawing(start: Any, standby: Any, identity: Any, base_image: Any) -> None:
+def check_thawing(start: StartMode, standby: Any, identity: IdentityMode, base_image: Any) -> None:
     """Check that a VM can be thawed if a person says that it must.
 
     Args:
@@ -86,7 +86,7 @@ def check_thawing(start: Any, standby: Any, identity: Any, base_image: Any) -> N
     needs = f"{wanted} needs a VM that may be thawed"
     if start == "boot":
         raise ConfigError(f"{needs}, and start='boot' forbids that", remedy="leave start= out")
-    if identity in ("static", "metadata"):
+    if identity not in BY_CHANNEL:
         raise ConfigError(
             f"{needs}; identity={identity!r} forbids that: a thawed guest learns who it is over the channel",
             remedy=f"leave {wanted.partition('=')[0]}= or identity= out",
