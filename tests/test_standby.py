@@ -229,6 +229,19 @@ def test_a_build_waits_for_a_place_that_a_standby_is_just_leaving(master: StageM
     _stop(other)
 
 
+def test_a_standby_that_cannot_be_woken_costs_its_build_no_more_than_another_vm(master: StageMaster) -> None:
+    """On a host with one place, too, the build gets a VM that is made when the one that stood by is gone."""
+    worker = a_worker(master, "a", uri=None, connection=Connection(URI, slots=1), standby=True)
+    record = tend(master, worker)
+    assert paused(master) == 1
+    master.fake.inspect(URI).trouble.fail_next("domain.resume", libvirt.VIR_ERR_INTERNAL_ERROR)
+    before = len(master.data.updates.text)
+    attach(worker)
+    assert "the VM that stood by is of no use" in master.data.updates.text[before:]
+    assert (len(record.claims), len(master.fake.inspect(URI).running())) == (1, 1)
+    _stop(worker)
+
+
 def test_a_standby_ends_when_its_base_image_is_replaced(master: StageMaster) -> None:
     """No build ever runs on a standby of an older image; it is given up and made anew."""
     worker = a_worker(master, "a", standby=True)
