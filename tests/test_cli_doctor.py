@@ -316,7 +316,7 @@ def test_where_a_security_module_tells_its_refusals_is_said() -> None:
     folder = SeenPath(path="/srv", parts=(Part(path="/srv", mode="drwxr-xr-x", uid=0, gid=0),), kind="nfs")
     by_id = {
         one.id: one
-        for one in folder_findings("h", folder, Someone(107, (107,)), named=True, by_hand=False, selinux=True)
+        for one in folder_findings("h", folder, Someone(107, (107,)), named=True, by_user=False, selinux=True)
     }
     assert by_id["selinux-network-files"].severity is Severity.WARNING
     assert "virt_use_nfs" in by_id["selinux-network-files"].remedy
@@ -330,7 +330,7 @@ def test_an_access_control_list_makes_a_closed_folder_a_doubt() -> None:
         SeenPath(path="/srv", parts=(closed,)),
         Someone(107, ()),
         named=True,
-        by_hand=False,
+        by_user=False,
         selinux=False,
     )
     assert (told.id, told.severity) == ("folder-closed", Severity.WARNING)
@@ -340,7 +340,7 @@ def test_an_access_control_list_makes_a_closed_folder_a_doubt() -> None:
 def test_a_file_in_place_of_a_folder_is_told() -> None:
     """Who names an image where its folder is meant is told that, and not to open it to others."""
     file = SeenPath(path="/srv/base", parts=(Part(path="/srv/base", mode="-rw-r--r--", uid=0, gid=0),))
-    (told,) = folder_findings("h", file, Someone(107, ()), named=True, by_hand=False, selinux=False)
+    (told,) = folder_findings("h", file, Someone(107, ()), named=True, by_user=False, selinux=False)
     assert (told.id, told.severity) == ("folder-missing", Severity.PROBLEM)
     assert "/srv/base is a file" in told.what
     assert "chmod" not in told.remedy
@@ -361,7 +361,7 @@ def test_who_keeps_qemu_out_is_told_the_right_that_lacks(uid: int, gid: int, who
     assert told.remedy.startswith(f"chmod {whose}+r '/srv/base'")
     closed = Part(path="/srv", mode="d---------", uid=uid, gid=gid)
     folder = SeenPath(path="/srv", parts=(closed,))
-    (told,) = folder_findings("h", folder, someone, named=True, by_hand=False, selinux=False)
+    (told,) = folder_findings("h", folder, someone, named=True, by_user=False, selinux=False)
     assert told.remedy.startswith(f"chmod {whose}+x '/srv'")
 
 
