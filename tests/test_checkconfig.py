@@ -227,6 +227,25 @@ def test_documented_configurations_pass(tmp_path: Path, imports: str, worker: st
             id="one of several hosts",
         ),
         pytest.param(
+            "LibVirtWorker('minion1', None, Hosts(Connection('qemu+ssh://a/system', memory='48 GiB'), "
+            "Connection('qemu+ssh://b/system', memory='96 GiB')), base_image='/images/base', "
+            "flavors=[Flavor('small'), Flavor('huge', memory='128 GiB')])",
+            ["flavor 'huge'", "qemu+ssh://b/system, memory is at most 96 GiB, not 128 GiB", "ask for less"],
+            id="a flavor for which no host is large enough",
+        ),
+        pytest.param(
+            "LibVirtWorker('minion1', None, Connection('qemu:///system', vcpus=4), "
+            "base_image='/images/base', size=Size(vcpus=8), requires=util.Property('requires'))",
+            ["vcpus is at most 4, not 8"],
+            id="a size that is too large for the only host",
+        ),
+        pytest.param(
+            "LibVirtWorker('minion1', None, Connection('qemu+ssh://a/system', labels={'region': 'lab-1'}), "
+            "base_image=util.Property('image'), requires={'labels': {'region': 'lab-2'}})",
+            ["on the nearest, qemu+ssh://a/system, region is 'lab-1', not 'lab-2'"],
+            id="labels that no host has",
+        ),
+        pytest.param(
             FIRST + ", max_builds=-3)",
             ["max_builds=-3 is not a number of builds", "None for no limit"],
             id="less than no builds",

@@ -214,7 +214,7 @@ def test_an_impossible_wish_is_explained_by_the_nearest_host() -> None:
     ]
     wish = Wish(memory=32 * GIB, arch=frozenset({"x86_64"}), labels={"region": {"sepia"}})
     assert explain(hosts, wish) == (
-        "no host could ever take it; on the nearest, near, memory is at most 16384 MiB, not 32768 MiB"
+        "no host could ever take it; on the nearest, near, memory is at most 16 GiB, not 32 GiB"
     )
 
 

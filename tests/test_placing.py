@@ -26,7 +26,7 @@ from latentvirt.errors import ConfigError
 from latentvirt.hosts import Hosts
 from latentvirt.master.glance import HostState
 from latentvirt.master.health import LEAST_FAILURES
-from latentvirt.master.placing import COURTESY_S
+from latentvirt.master.placing import ASK_AGAIN_S, COURTESY_S
 from latentvirt.master.room import BACK_S
 from latentvirt.master.tries import TRIES_OF_A_BUILD
 from latentvirt.master.worker import LibVirtWorker
@@ -231,10 +231,11 @@ def test_an_impossible_wish_ends_its_build_and_nothing_else(master: StageMaster)
 
 def test_what_a_single_host_could_never_have_does_not_wait_for_ever(master: StageMaster) -> None:
     """A VM that is larger than the only host may have ends its build, with the number that is in the way."""
-    (worker,) = workers(master, 1, Hosts(Connection(FIRST, memory="512 MiB")))
-    assert may(worker)
-    with pytest.raises(LatentWorkerCannotSubstantiate, match="memory is at most 512 MiB, not 1024 MiB"):
-        start(worker)
+    hosts = Hosts(Connection(FIRST, memory="512 MiB"))
+    (worker,) = workers(master, 1, hosts, requires=None, size=Property("size"))
+    assert may(worker, Wishing(memory="1 GiB"))
+    with pytest.raises(LatentWorkerCannotSubstantiate, match="memory is at most 512 MiB, not 1 GiB"):
+        start(worker, Wishing(memory="1 GiB"))
 
 
 def test_a_renderable_that_raises_ends_its_build_and_blocks_no_other(master: StageMaster) -> None:
@@ -337,8 +338,10 @@ def test_a_persons_own_vms_are_respected(master: StageMaster) -> None:
 
 def test_beaker_local_disk_requirements_choose_a_host_that_has_it(master: StageMaster) -> None:
     """VMs are given no more disk together than a host has for them, and a wish for more ends its build."""
-    flavors = [Flavor("small", disk="10 GiB"), Flavor("large", disk="50 GiB"), Flavor("huge", disk="1 TiB")]
-    hosts = Hosts(Connection(FIRST, disk="60 GiB"), Connection(SECOND, disk="20 GiB"))
+    flavors = [Flavor("small", disk="10 GiB"), Flavor("large", disk="50 GiB")]
+    hosts = Hosts(
+        Connection(FIRST, disk="60 GiB"), Connection(SECOND, disk="20 GiB", labels={"region": "far"})
+    )
     made = workers(master, 4, hosts, flavors=flavors)
     start(made[0], Wishing(disk="50 GiB"))
     assert running(master) == [1, 0, 0]
@@ -346,8 +349,8 @@ def test_beaker_local_disk_requirements_choose_a_host_that_has_it(master: StageM
         start(worker, Wishing(disk="10 GiB"))
     assert running(master) == [2, 2, 0]
     stop(made[0])
-    with pytest.raises(LatentWorkerCannotSubstantiate, match="disk is at most 61440 MiB"):
-        start(made[0], Wishing(disk="1 TiB"))
+    with pytest.raises(LatentWorkerCannotSubstantiate, match="disk is at most 20 GiB, not 50 GiB"):
+        start(made[0], Wishing(disk="50 GiB", labels={"region": "far"}))
 
 
 def test_who_is_later_gives_way(master: StageMaster) -> None:
@@ -410,6 +413,30 @@ def test_masters_take_turns_on_a_full_host(timed: StageMaster) -> None:
     start(other)
     stop(other)
     assert may(one), "nobody else has tried since"
+
+
+def test_builds_that_wait_for_hosts_that_are_out_of_use_are_told_of(
+    timed: StageMaster, caplog: pytest.LogCaptureFixture
+) -> None:
+    """The master's log says once which hosts a build waits for and why; full ones need no words."""
+    hosts = Hosts(*(Connection(uri, slots=1) for uri in URIS))
+    one, other = workers(timed, 2, hosts, requires=None)
+
+    def waits(worker: LibVirtWorker = other) -> list[str]:
+        caplog.clear()
+        for _ in range(2):
+            on_reactor(lambda: timed.reactor.advance(ASK_AGAIN_S))
+            assert not may(worker, Wishing(builder="fedora"))
+        return [message for message in caplog.messages if "wait" in message]
+
+    for uri in URIS[1:]:
+        on_reactor(lambda uri=uri: drain(timed, uri))
+    start(one)
+    assert waits() == []
+    on_reactor(lambda: drain(timed, FIRST))
+    named = "; ".join(f"{uri}: it is being drained" for uri in URIS)
+    assert waits() == [f"builds of fedora wait, for no host that could take them is in use: {named}"]
+    assert waits() == []
 
 
 def test_each_place_that_is_freed_gives_others_their_whole_turn(timed: StageMaster) -> None:

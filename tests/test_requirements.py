@@ -11,14 +11,13 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from latentvirt import Flavor, Size
-from latentvirt.config import MIB_PER_UNIT, mebibytes
+from latentvirt.amounts import MIB_PER_UNIT, amount_text, mebibytes
 from latentvirt.errors import ConfigError, ImpossibleWish, LatentvirtError
 from latentvirt.requirements import (
     CRITERIA,
     SIGNS,
     Comparison,
     Requirements,
-    amount_text,
     choose_flavor,
     host_labels,
     read_requirements,

@@ -62,3 +62,9 @@ def _with_unit(text: str) -> int:
     found = _AMOUNT.fullmatch(text)
     unit = MIB_PER_UNIT.get(found.group(2).upper()) if found else None
     return int(-(-float(found.group(1)) * unit // 1)) if found and unit else 0
+
+
+def amount_text(mib: int) -> str:
+    """Write an amount of memory or disk in the largest unit that makes a whole number."""
+    unit = next(unit for unit in ("TiB", "GiB", "MiB") if mib % MIB_PER_UNIT[unit.upper()] == 0)
+    return f"{mib // MIB_PER_UNIT[unit.upper()]} {unit}"

@@ -6,6 +6,8 @@ from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 
 import attrs
 
+from latentvirt.amounts import amount_text
+
 STANDBY_FITS = 2
 """A host's readiness if a VM that the build can take waits there."""
 
@@ -286,6 +288,21 @@ def explain(hosts: Iterable[HostView], wish: Wish) -> str | None:
     return sentence
 
 
+def out_of_use(hosts: Sequence[HostView], wish: Wish) -> list[HostView]:
+    """Find the hosts that a VM would go to if they were in use.
+
+    Args:
+        hosts: all that it may go to.
+        wish: what the VM needs.
+
+    Returns:
+        They, all of which are not usable now; nothing if a usable one could take the VM at some time.
+    """
+    need = wish.amounts
+    able = [host for host in hosts if room_left(NOTHING, need, host.limit) >= 0 and _allows(host, wish)]
+    return [] if any(host.usable for host in able) else able
+
+
 def _allows(host: HostView, wish: Wish) -> bool:
     if wish.arch and host.arch is not None and host.arch not in wish.arch:
         return False
@@ -305,10 +322,21 @@ def _failing(host: HostView, wish: Wish) -> Iterator[tuple[str, float]]:
         yield f"arch is {host.arch!r}, not {_one_of(wish.arch)}", 1.0
     if host.limit.slots == 0:
         yield "slots is 0", 1.0
-    for name, unit in (("memory", " MiB"), ("vcpus", ""), ("disk", " MiB")):
+    for name in ("memory", "vcpus", "disk"):
         most, needed = getattr(host.limit, name), getattr(wish, name)
         if most is not None and needed > most:
-            yield f"{name} is at most {most:g}{unit}, not {needed:g}{unit}", (needed - most) / needed
+            there, wanted = in_words(name, most), in_words(name, needed)
+            yield f"{name} is at most {there}, not {wanted}", (needed - most) / needed
+
+
+def in_words(resource: str, amount: float) -> str:
+    """Write how much of a resource there is.
+
+    Args:
+        resource: a field of `Amounts`.
+        amount: how much, as there.
+    """
+    return amount_text(int(amount)) if resource in ("memory", "disk") else f"{amount:g}"
 
 
 def _one_of(values: Collection[str]) -> str:

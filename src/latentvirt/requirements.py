@@ -5,15 +5,17 @@ from __future__ import annotations
 import difflib
 import operator
 import re
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from itertools import combinations
 from typing import Any
 
 import attrs
 
-from latentvirt.config import MIB_PER_UNIT, mebibytes
+from latentvirt.amounts import amount_text, mebibytes
+from latentvirt.devices import Disk
 from latentvirt.errors import ConfigError, ImpossibleWish
 from latentvirt.labels import Labels, allowed_texts, read_labels
+from latentvirt.placement import Wish
 from latentvirt.showing import shown
 from latentvirt.sizes import Flavor
 
@@ -160,10 +162,27 @@ def host_labels(requirements: Requirements, flavor: Flavor) -> dict[str, frozens
     return wanted
 
 
-def amount_text(mib: int) -> str:
-    """Write an amount of memory or disk in the largest unit that makes a whole number."""
-    unit = next(unit for unit in ("TiB", "GiB", "MiB") if mib % MIB_PER_UNIT[unit.upper()] == 0)
-    return f"{mib // MIB_PER_UNIT[unit.upper()]} {unit}"
+def wish_for(
+    requirements: Requirements,
+    flavor: Flavor,
+    disks: Iterable[Disk] = (),
+    archs: frozenset[str] = frozenset(),
+) -> Wish:
+    """Say what a build's VM needs of a host.
+
+    Args:
+        requirements: what the build asks for.
+        flavor: how large the VM is.
+        disks: those that it has besides.
+        archs: architectures of which its host must have one if the build asks for none.
+    """
+    return Wish(
+        memory=flavor.memory,
+        vcpus=flavor.vcpus,
+        disk=(flavor.disk or 0) + sum(disk.mib for disk in disks),
+        arch=requirements.arch or archs,
+        labels=host_labels(requirements, flavor),
+    )
 
 
 # Reading

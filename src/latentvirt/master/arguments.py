@@ -18,13 +18,13 @@ from latentvirt.hold import read_duration
 from latentvirt.hosts import Hosts
 from latentvirt.imagefiles import check_format
 from latentvirt.master.baseimages import archs_of, by_name, read_image, written_image
-from latentvirt.master.checking import check_spec, check_thawing, known_macs
+from latentvirt.master.checking import check_place, check_spec, check_thawing, known_macs
 from latentvirt.master.depending import depends, known_part
 from latentvirt.master.firstboot import read_cloud_init
 from latentvirt.master.placing import Need
 from latentvirt.master.whereabouts import read_fqdn, read_hosts
 from latentvirt.placement import Wish
-from latentvirt.requirements import choose_flavor, host_labels, read_requirements
+from latentvirt.requirements import Requirements, choose_flavor, read_requirements, wish_for
 from latentvirt.sizes import Flavor, Size, check_flavors
 from latentvirt.spec import IdentityMode, Kind, MachineSpec, StartMode, VirtType, image_folder
 
@@ -135,13 +135,7 @@ class Arguments:
         flavor = chosen or Flavor.of(_size_of(spec))
         if chosen is None and spec.kind != "auto":
             choose_flavor(required, [flavor])
-        wish = Wish(
-            memory=flavor.memory,
-            vcpus=flavor.vcpus,
-            disk=(flavor.disk or 0) + sum(disk.mib for disk in spec.disks),
-            arch=required.arch or archs_of(spec.image),
-            labels=host_labels(required, flavor),
-        )
+        wish = wish_for(required, flavor, spec.disks, archs_of(spec.image))
         return Need(worker=worker, hosts=self.hosts, wish=wish, spec=spec, builder=builder)
 
     def spec(
@@ -372,17 +366,23 @@ def _flavors(flavors: Any, size: Any, xml: Any) -> tuple[Flavor, ...]:
 
 def _check_what_is_known(arguments: Arguments) -> None:
     """Check as a build would, with what does not depend on one."""
-    known = [None if depends(value) else value for value in arguments.rendered]
+    given = arguments.rendered
+    known = [None if depends(value) else value for value in given]
     if known[1] is None and arguments.base_image is not None:
         known[2] = None  # whether the XML goes with the base image is known when that is
-    known[5:] = known_part(arguments.rendered[5]), known_part(arguments.rendered[6])
+    known[5:] = known_part(given[5]), known_part(given[6])
     if arguments.base_image is not None and known[1] is None:
         known[3] = None
         read_disks(known[5])
         known[5] = ()  # whether a VM has files of its own is known when the base image is
-    arguments.spec(UNKNOWN, *known[:4], *known[5:])
-    if known[4] is not None:
-        arguments.need(UNKNOWN, known)
+    for flavor in arguments.flavors:
+        try:
+            check_place(arguments.hosts, wish_for(Requirements(), flavor))
+        except ConfigError as error:
+            raise error.about(f"flavor {flavor.name!r}") from None
+    wish = arguments.need(UNKNOWN, known).wish
+    sized = arguments.flavors or (known[2] is given[2] and known[3] is given[3])
+    check_place(arguments.hosts, wish if sized else Wish(labels=wish.labels))
 
 
 OURS = frozenset(inspect.signature(read_arguments).parameters) - {"password"}

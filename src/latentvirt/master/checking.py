@@ -11,8 +11,10 @@ from buildbot.config import errors
 from latentvirt import domainxml
 from latentvirt.devices import Nic, read_nics, refuse_same_macs, written
 from latentvirt.errors import ConfigError
+from latentvirt.hosts import Hosts
 from latentvirt.imagefiles import check_image_path
 from latentvirt.master.depending import depends, known_part
+from latentvirt.placement import HostView, Limits, Wish, explain
 from latentvirt.spec import BY_CHANNEL, IdentityMode, MachineSpec, StartMode
 
 SAME_TIME = ", so that two VMs could have it at the same time"
@@ -95,6 +97,29 @@ def check_thawing(start: StartMode, standby: Any, identity: IdentityMode, base_i
         raise ConfigError(
             f"{needs}, and without a base_image its disk is not ours to freeze", remedy="give base_image="
         )
+
+
+def check_place(hosts: Hosts, wish: Wish) -> None:
+    """Check that there is a host for a VM, by what a person says of them.
+
+    Args:
+        hosts: those that it may go to.
+        wish: what it needs at least.
+
+    Raises:
+        ConfigError: each of them lacks something, even if it were empty.
+    """
+    views = (
+        HostView(
+            uri=connection.uri,
+            labels=dict(connection.labels),
+            limit=Limits(connection.slots, connection.memory_mib, connection.vcpus, connection.disk_mib),
+        )
+        for connection in hosts.connections
+    )
+    why_none = explain(views, wish)
+    if why_none is not None:
+        raise ConfigError(why_none, remedy="ask for less, or name a host that has it")
 
 
 def check_spec(spec: MachineSpec, macs: Collection[str]) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import math
 from collections.abc import Collection, Hashable, Sequence
 from typing import TYPE_CHECKING
@@ -12,11 +13,13 @@ from latentvirt.claim import Claim
 from latentvirt.hosts import Hosts
 from latentvirt.line import EXPIRES_S, Line
 from latentvirt.master.record import HostRecord, Promise
-from latentvirt.placement import STANDBY_FITS, Amounts, HostView, Rule, Wish, choose, explain
+from latentvirt.placement import STANDBY_FITS, Amounts, HostView, Rule, Wish, choose, explain, out_of_use
 from latentvirt.spec import MachineSpec
 
 if TYPE_CHECKING:
     from latentvirt.master.hub import Hub
+
+logger = logging.getLogger(__name__)
 
 RESERVATION_S = 30.0
 """How long a yes to Buildbot holds a place; the start that it was for follows within moments, or never."""
@@ -30,6 +33,9 @@ not boot there.
 
 ASK_AGAIN_S = EXPIRES_S / 3
 """How often Buildbot is told to look at builds that wait, so that one that was given up loses its turn."""
+
+HOSTS_NAMED = 3
+"""Of how many hosts that are out of use is told why, where a build waits for them."""
 
 
 @attrs.frozen(kw_only=True)
@@ -69,10 +75,11 @@ class Need:
 
 @attrs.frozen
 class _Wait:
-    """How long somebody has waited, and when they asked last (the reactor's seconds)."""
+    """How long somebody has waited, when they asked last (the reactor's seconds), and what was told of it."""
 
     since: float
     asked: float
+    told: str = ""
 
 
 @attrs.frozen
@@ -242,16 +249,30 @@ class Placing:
         rule = Rule(spread=need.hosts.spread, prefer=dict(need.hosts.prefer))
         line = self._line(need.hosts)
         who = need.waiter
-        since = self._waiting[who].since if who in self._waiting else now
+        before = self._waiting.get(who, _Wait(now, now))
+        since = before.since
         chosen = choose(line.as_seen_by(who, since, views, now), need.wish, rule, avoid)
         if chosen is None:
             line.refused(who, since, need.wish, now)
-            self._waiting[who] = _Wait(since, now)
+            self._waiting[who] = _Wait(since, now, self._told(before, need, views))
             self._ask_again()
             return None
         line.gone(who)
         self._waiting.pop(who, None)
         return self._hub.records[chosen.uri]
+
+    def _told(self, wait: _Wait, need: Need, views: Sequence[HostView]) -> str:
+        """Tell once why a build has waited for a while, unless its hosts are full: that ends by itself."""
+        out = out_of_use(views, need.wish) if self._now - wait.since >= ASK_AGAIN_S else []
+        if not out:
+            return wait.told
+        named = [f"{view.uri}: {view.why_not}" for view in out[:HOSTS_NAMED]]
+        more = [f"and {len(out) - HOSTS_NAMED} more"] if len(out) > HOSTS_NAMED else []
+        why = "; ".join([*named, *more])
+        if why != wait.told:
+            builds = f"builds of {need.builder}" if need.builder else f"builds for {need.worker}"
+            logger.warning("%s wait, for no host that could take them is in use: %s", builds, why)
+        return why
 
     def _line(self, hosts: Hosts) -> Line:
         # Workers share one list of hosts, and to look a hundred of them up takes a while.

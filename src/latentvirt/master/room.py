@@ -12,7 +12,7 @@ from latentvirt import domainxml
 from latentvirt.config import Connection
 from latentvirt.errors import HostFull
 from latentvirt.host import Change, DomainUse, Host, Node
-from latentvirt.placement import Amounts, Limits, total
+from latentvirt.placement import Amounts, Limits, in_words, total
 from latentvirt.planning import Plan
 
 BACK_S = 10.0
@@ -41,7 +41,7 @@ def room_for(plan: Plan, disk: int = 0) -> Amounts:
 def _too_much(used: Amounts, limits: Limits) -> str:
     """Say what would be over the limit, in words."""
     over = [
-        f"{name} would be {amount:g} of {limit:g}"
+        f"{name} would be {in_words(name, amount)} of {in_words(name, limit)}"
         for name in ("slots", "memory", "vcpus", "disk")
         if (limit := getattr(limits, name)) is not None and (amount := getattr(used, name)) > limit
     ]
