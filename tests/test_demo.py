@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import importlib
+import os
+import signal
+import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -12,6 +15,22 @@ from typing import Any
 import pytest
 
 LIB = Path(__file__).resolve().parent.parent / "script" / "lib"
+
+AT_ITS_FIRST_BUILD = """
+import sys, time
+from pathlib import Path
+from types import SimpleNamespace
+import demo
+
+def watch_build(stage, master, console, number):
+    print(stage.folder, master.process.pid, flush=True)
+    time.sleep(600)
+
+demo.debian_image = lambda: SimpleNamespace(disk=Path(sys.executable))
+demo.watch_build = watch_build
+sys.exit(demo.main())
+"""
+"""The demo with its real master, which does not get to any VM."""
 
 
 @pytest.fixture
@@ -42,3 +61,35 @@ def test_a_builds_files_are_not_the_next_standbys(demo: Any) -> None:
     stage = SimpleNamespace(volumes=lambda: next(seen))
     _, tries, files = demo._follow(stage, master, 1, 1, SimpleNamespace(update=lambda text: None))
     assert (tries, files) == (1, {own})
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP, signal.SIGINT])
+def test_a_demo_that_is_called_off_leaves_nothing(
+    number: signal.Signals, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Ctrl-C, a closed terminal or a plain kill ends its master and removes its folder, and that is told."""
+    monkeypatch.setenv("PYTHONPATH", str(LIB))
+    with subprocess.Popen(
+        [sys.executable, "-c", AT_ITS_FIRST_BUILD],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        preexec_fn=lambda: signal.signal(number, signal.SIG_DFL),  # a runner that ignores it hands that on
+    ) as demo:
+        assert demo.stdout is not None
+        words: list[str] = []
+        while not (words and words[-1].isdigit()):
+            line = demo.stdout.readline()
+            assert line, demo.communicate()[1]
+            words = line.split()
+        folder, master = Path(words[0]), int(words[1])
+        assert folder.exists()
+        demo.send_signal(number)
+        _, told = demo.communicate()
+    assert (demo.returncode, told.splitlines()[-1]) == (
+        130,
+        "demo: called off; its VMs and files are removed",
+    )
+    assert not folder.exists()
+    with pytest.raises(ProcessLookupError):
+        os.kill(master, 0)
