@@ -168,12 +168,7 @@ class Storm:
         troubles: list[tuple[Callable[[FakeHostState], object], int]] = [
             (lambda host: host.files[BASE].touch(), 2),
             (self._kill, 2),
-            (
-                lambda host: host.trouble.fail_next(
-                    self.chance.choice(FAILS), libvirt.VIR_ERR_INTERNAL_ERROR
-                ),
-                3,
-            ),
+            (self._fail, 3),
             (self._hang, 2),
             (lambda host: host.break_connections(), 1),
             (self._memory, 2),

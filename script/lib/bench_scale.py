@@ -15,6 +15,9 @@ any start have made those that follow on each other. They are counted on one sta
 when there are many, that is not in the bound. A call without a reason in benching/scaling.py ends the
 benchmark.
 
+It is also compared with the floor below it on this machine: the same calls, by Twisted's threads and nothing
+besides (benching/bare.py).
+
 The hosts are in a process of their own, on a processor of their own if there is one; the in-tree worker's,
 which makes one call at a time, is not. How much processor time a start took is told, of the master's process
 and of its reactor's thread: on a machine that is too slow, or busy, it is that which is measured.
@@ -34,6 +37,7 @@ from typing import Any
 LIB = Path(__file__).resolve().parent
 sys.path[:0] = [str(LIB.parent.parent / "src"), str(LIB)]
 
+from benching.bare import BareStarts  # noqa: E402
 from benching.intree import in_tree_workers  # noqa: E402
 from benching.report import show  # noqa: E402
 from benching.scaling import bound_s, calls_of, explained, tables_of, targets_of  # noqa: E402
@@ -50,6 +54,7 @@ from benching.simulated import (  # noqa: E402
 from twisted.internet import defer, task  # noqa: E402
 
 from latentvirt.config import Connection  # noqa: E402
+from latentvirt.host.further import MOST_CONNECTIONS  # noqa: E402
 from latentvirt.hosts import Hosts  # noqa: E402
 from latentvirt.testing import FakeLibvirt  # noqa: E402
 
@@ -139,7 +144,11 @@ async def latentvirt(hosts: Hosts, starts: int, profile: cProfile.Profile | None
     by_host = calls_of(before, simulation.inside.calls())
     busiest = simulation.inside.most_busy()
     simulation.inside.take(0.0)
+    bare = BareStarts(simulation, MOST_CONNECTIONS, starts)
     await simulation.stop_all()
+    await bare.burst(starts, 0.0)
+    floor = await bare.burst(starts, LATENCY_S)
+    bare.end()
     loads = [(calls.total(), threads) for calls, threads in zip(by_host, busiest, strict=True)]
     peers = await threads_and_sleeps(loads)
     await simulation.end()
@@ -154,6 +163,8 @@ async def latentvirt(hosts: Hosts, starts: int, profile: cProfile.Profile | None
         "latentvirt_starts_per_s": round(starts / took, 3),
         "bound_starts_per_s": round(starts / bound, 3),
         "of_bound": round(bound / took, 4),
+        "bare_starts_per_s": round(starts / floor, 3),
+        "of_bare": round(floor / took, 4),
         "calls_of_a_start": alone.total(),
         "chain": chain,
         "calls_per_start": round(calls.total() / starts, 3),

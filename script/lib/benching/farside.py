@@ -7,230 +7,33 @@ answer without holding up Python's other threads.
 from __future__ import annotations
 
 import itertools
-import marshal
 import multiprocessing
-import os
 import pickle
-import resource
 import socket
-import struct
 import tempfile
 import threading
 import time
 from collections import deque
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from queue import SimpleQueue
 from typing import Any
 
-import libvirt
-
-from latentvirt.testing import FakeLibvirt
-from latentvirt.testing.connection import VirConnect
-from latentvirt.testing.domain import VirDomain
-from latentvirt.testing.storage import VirPool, VirVolume
-from latentvirt.testing.streams import WOULD_BLOCK, FakeStream
-
-IMAGES = "/images"
-BASE = f"{IMAGES}/base.qcow2"
-POOL = f"<pool type='dir'><name>images</name><target><path>{IMAGES}</path></target></pool>"
+from benching.serving import allow_many_files, serve
+from benching.wire import HANDLE, KIND, Line
 
 PATIENCE_S = 60.0
 DIAL_AGAIN_S = 0.02
-BACKLOG = 512
-READ_BYTES = 64 * 1024
-LENGTH = struct.Struct("!I")
-
-KNOWN = {
-    VirConnect: (),
-    VirDomain: ("name", "UUIDString", "ID"),
-    VirPool: ("name",),
-    VirVolume: (),
-    FakeStream: (),
-}
-"""Of what the client gets a handle, and what that knows without a call."""
-
-OPENING = ("openConsole", "openChannel")
-
-
-class Inside:
-    """The hosts, seen from inside: how a benchmark sets them up, and what it asks of them.
-
-    Args:
-        fake: they are its.
-    """
-
-    def __init__(self, fake: FakeLibvirt) -> None:
-        self._fake = fake
-        self._hosts: list[Any] = []
-
-    def prepare(
-        self, uris: Sequence[str], calls_of_connection: int | None, calls_of_host: int | None
-    ) -> None:
-        """Give hosts the base image and a pool, and limit how many calls each serves at a time."""
-        self._hosts = [self._fake.inspect(uri) for uri in uris]
-        for host in self._hosts:
-            host.add_file(BASE)
-            self._fake.open(host.uri).storagePoolCreateXML(POOL, 0)
-            host.trouble.calls_of_connection, host.trouble.calls_of_host = calls_of_connection, calls_of_host
-
-    def take(self, latency_s: float) -> None:
-        """Let each call take so long from now on."""
-        for host in self._hosts:
-            host.trouble.latency_s = latency_s
-
-    def calls(self) -> list[list[str]]:
-        """Return the calls so far, by host."""
-        return [host.trouble.calls for host in self._hosts]
-
-    def running(self) -> list[int]:
-        """Count the VMs, by host."""
-        return [len(host.running()) for host in self._hosts]
-
-    def most_busy(self) -> list[int]:
-        """Say how many calls were served at a time at most, by host."""
-        return [host.trouble.served.most_busy for host in self._hosts]
-
-
-class Line:
-    """Messages over a socket, each written and read at one go, as libvirt's client does.
-
-    Python's own for processes does so in several, and lets other threads have their turn between them.
-    """
-
-    def __init__(self, connected: socket.socket) -> None:
-        self._socket = connected
-        self._ahead = b""
-
-    def send(self, message: object) -> None:
-        """Send one message of plain values."""
-        data = marshal.dumps(message)
-        self._socket.sendall(LENGTH.pack(len(data)) + data)
-
-    def recv(self) -> Any:
-        """Wait for one message; raises EOFError at the end."""
-        there = self._ahead
-        while len(there) < LENGTH.size or len(there) < LENGTH.size + LENGTH.unpack_from(there)[0]:
-            more = self._socket.recv(READ_BYTES)
-            if not more:
-                raise EOFError
-            there += more
-        end = LENGTH.size + LENGTH.unpack_from(there)[0]
-        self._ahead = there[end:]
-        return marshal.loads(memoryview(there)[LENGTH.size : end])
-
-
-HANDLE = "handle"
-"""A handle on its way is a mapping with its number under this key; no other mapping has it."""
-KIND = "kind"
-
-
-class _Server:
-    """Serve one client process; each of its threads has a connection, and one is for events."""
-
-    def __init__(self) -> None:
-        fake = FakeLibvirt()
-        self._numbers = itertools.count(2)
-        self._objects: dict[int, Any] = {0: Inside(fake), 1: fake}
-        self._events: SimpleQueue[Any] = SimpleQueue()
-
-    def accept(self, listener: socket.socket) -> None:
-        for serve in itertools.chain([self._tell], itertools.repeat(self._answer)):
-            threading.Thread(target=serve, args=(Line(listener.accept()[0]),), daemon=True).start()
-
-    def _tell(self, client: Line) -> None:
-        while True:
-            client.send(self._events.get())
-
-    def _answer(self, client: Line) -> None:
-        while True:
-            try:
-                number, method, given = client.recv()
-            except EOFError:
-                return
-            args = [self._objects[one[HANDLE]] if isinstance(one, dict) else one for one in given]
-            try:
-                answer: tuple[bool, Any] = True, self._shown(self._call(self._objects[number], method, args))
-            except Exception as error:
-                answer = False, pickle.dumps(error)
-            client.send(answer)
-
-    def _call(self, here: Any, method: str, args: list[Any]) -> Any:
-        if method == "domainEventRegisterAny":
-            return here.domainEventRegisterAny(*self._telling_of_domains(*args))
-        if method in OPENING:
-            # A stream is the client's own affair until something is opened on it.
-            device, connection, key, flags = args
-            stream = connection.newStream(libvirt.VIR_STREAM_NONBLOCK)
-            getattr(here, method)(device, stream, flags)
-            stream.eventAddCallback(*self._telling_of_bytes(key))
-            return stream
-        return getattr(here, method)(*args)
-
-    # What is heard is sent to the client under its key for it.
-
-    def _telling_of_domains(self, event: int, key: int) -> list[Any]:
-        def tell(_: Any, domain: VirDomain, *details: Any) -> None:
-            self._events.put((key, (self._shown(domain), *details[:-1])))
-
-        return [None, event, tell, None]
-
-    def _telling_of_bytes(self, key: int) -> list[Any]:
-        def tell(stream: FakeStream, happened: int, _: object) -> None:
-            # It is told again as long as nobody has read, so the client gets what there is with it.
-            try:
-                data = stream.recv(READ_BYTES)
-            except libvirt.libvirtError:
-                data = b""
-            if data != WOULD_BLOCK:
-                self._events.put((key, (happened, data)))
-            if not data:
-                stream.eventRemoveCallback()
-
-        return [libvirt.VIR_STREAM_EVENT_READABLE | libvirt.VIR_STREAM_EVENT_HANGUP, tell, None]
-
-    def _shown(self, value: Any) -> Any:
-        known = KNOWN.get(type(value))
-        if known is not None:
-            number = next(self._numbers)
-            self._objects[number] = value
-            shown = {name: getattr(value, name)() for name in known}
-            return {HANDLE: number, KIND: type(value).__name__, **shown}
-        if isinstance(value, (list, tuple)):
-            return type(value)(map(self._shown, value))
-        return value
-
-
-def _serve(address: str) -> None:
-    parent = multiprocessing.parent_process()
-    assert parent is not None
-
-    def end_with_it() -> None:
-        parent.join()
-        os._exit(0)
-
-    threading.Thread(target=end_with_it, daemon=True).start()
-    _allow_many_files()
-    with socket.socket(socket.AF_UNIX) as listener:
-        listener.bind(address)
-        listener.listen(BACKLOG)
-        _Server().accept(listener)
-
-
-def _allow_many_files() -> None:
-    _, most = resource.getrlimit(resource.RLIMIT_NOFILE)
-    resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))
 
 
 class FarSide:
     """The process with the hosts: a `latentvirt.host.Driver`."""
 
     def __init__(self) -> None:
-        _allow_many_files()
+        allow_many_files()
         self._folder = tempfile.TemporaryDirectory()
         self._address = str(Path(self._folder.name) / "hosts")
         self._process = multiprocessing.get_context("spawn").Process(
-            target=_serve, args=(self._address,), daemon=True
+            target=serve, args=(self._address,), daemon=True
         )
         self._process.start()
         self._idle: deque[Line] = deque()

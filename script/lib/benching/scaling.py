@@ -111,6 +111,10 @@ def tables_of(figures: Mapping[str, Any]) -> list[Table]:
     row(f"{one['starts']} on one host, in-tree worker", one["in_tree_starts_per_s"])
     row(f"{one['starts']} on one host, latentvirt", one["latentvirt_starts_per_s"], one)
     row(f"{many['starts']} on {many['hosts']} hosts, latentvirt", many["latentvirt_starts_per_s"], many)
+    row(
+        f"{many['starts']} on {many['hosts']} hosts, the same calls by bare threads",
+        many["bare_starts_per_s"],
+    )
     row(f"{many['starts']} on {many['hosts']} hosts, bound", many["bound_starts_per_s"])
     stalls = Table(title="how late the reactor was, ms")
     for column in ("", "p50", "p99", "max"):

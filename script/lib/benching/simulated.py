@@ -17,7 +17,8 @@ from typing import Any
 from buildbot.util.service import MasterService
 from twisted.internet import defer, reactor
 
-from benching.farside import BASE, IMAGES, FarSide
+from benching.farside import FarSide
+from benching.serving import BASE, IMAGES
 from latentvirt.hosts import Hosts
 from latentvirt.master.arguments import read_arguments
 from latentvirt.master.hub import Hub
