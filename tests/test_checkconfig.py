@@ -229,9 +229,10 @@ def test_documented_configurations_pass(tmp_path: Path, imports: str, worker: st
         pytest.param(
             "LibVirtWorker('minion1', None, Hosts(Connection('qemu+ssh://a/system', memory='48 GiB'), "
             "Connection('qemu+ssh://b/system', memory='96 GiB')), base_image='/images/base', "
-            "flavors=[Flavor('small'), Flavor('huge', memory='128 GiB')])",
-            ["flavor 'huge'", "qemu+ssh://b/system, memory is at most 96 GiB, not 128 GiB", "ask for less"],
-            id="a flavor for which no host is large enough",
+            "flavors=[Flavor('large', memory='128 GiB'), Flavor('huge', memory='256 GiB')], "
+            "requires=util.Property('requires'))",
+            ["qemu+ssh://b/system, memory is at most 96 GiB, not 128 GiB", "ask for less"],
+            id="flavors for none of which any host is large enough",
         ),
         pytest.param(
             "LibVirtWorker('minion1', None, Connection('qemu:///system', vcpus=4), "

@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
+import os
+from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import pytest
 
 from latentvirt.config import BYTES_PER_MIB, Connection, mebibytes
 from latentvirt.errors import ConfigError
+from latentvirt.roots import open_way
 from latentvirt.sizes import Size
+from latentvirt.storage.embed import make_directory
 
 
 @pytest.mark.parametrize(
@@ -107,6 +112,28 @@ def test_where_a_host_is(uri: str, local: bool, embed: bool) -> None:
     """A host counts as local only if that is sure."""
     connection = Connection(uri)
     assert (connection.is_local, connection.is_embed) == (local, embed)
+
+
+@pytest.fixture
+def daemons_umask() -> Iterator[None]:
+    """The umask of a master that `buildbot start` has made a daemon of."""
+    before = os.umask(0o077)
+    yield
+    os.umask(before)
+
+
+@pytest.mark.usefixtures("daemons_umask")
+def test_qemus_user_comes_through_whatever_the_masters_umask(tmp_path: Path) -> None:
+    """What an embedded libvirt's QEMU must reach is below folders that it may pass; what is there stays."""
+    open_way(f"qemu:///embed?root={tmp_path}")
+    open_way("qemu+ssh://host/system")
+    open_way(f"qemu:///embed?root={tmp_path}/nowhere")
+    make_directory(str(tmp_path / "ours"), str(tmp_path), "qemu:///embed")
+    modes = {path.name: path.stat().st_mode & 0o777 for path in tmp_path.iterdir()}
+    assert modes == {"lib": 0o711, "ours": 0o711}
+    (tmp_path / "lib").chmod(0o700)
+    open_way(f"qemu:///embed?root={tmp_path}")
+    assert (tmp_path / "lib").stat().st_mode & 0o777 == 0o700
 
 
 def test_a_rate_of_copying_is_an_amount() -> None:

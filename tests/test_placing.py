@@ -238,6 +238,54 @@ def test_what_a_single_host_could_never_have_does_not_wait_for_ever(master: Stag
         start(worker, Wishing(memory="1 GiB"))
 
 
+PREDEFINED = """
+<domain type='kvm'><name>{}</name><memory unit='MiB'>{}</memory><os><type>hvm</type></os><devices>
+<disk type='file'><driver type='qcow2'/><source file='/images/hd'/><target dev='vda'/></disk>
+</devices></domain>
+"""
+
+
+def test_a_predefined_domain_waits_for_room_of_its_own_size(master: StageMaster) -> None:
+    """How large it is, its host says: its build waits until there is room, and no try of it is used up."""
+    host = master.fake.inspect(FIRST)
+    host.define(PREDEFINED.format("w0", 2048))
+    hosts = Hosts(Connection(FIRST, memory="2304 MiB"))
+    (large,) = workers(master, 1, hosts, size=None, hd_image="/images/hd", requires=None)
+    other = master.worker("other", None, connection=hosts, base_image=BASE, size={"memory": "512 MiB"})
+    other.running = True
+    start(other)
+    build = Wishing()
+    assert may(large, build), "nobody knows its size yet"
+    for _ in range(TRIES_OF_A_BUILD + 2):
+        with pytest.raises(LatentWorkerFailedToSubstantiate, match="no room now for a domain of its size"):
+            start(large, build)
+    assert not may(large, build)
+    assert host.trouble.calls.count("createXML") == 1, "no VM was made in vain"
+    stop(other)
+    assert may(large, build)
+    start(large, build)
+    assert host.running() == ["w0"]
+
+
+def test_a_predefined_domain_that_can_never_fit_ends_its_build(master: StageMaster) -> None:
+    """It is told with the domain's own size, not with one that nobody has written."""
+    master.fake.inspect(FIRST).define(PREDEFINED.format("w0", 2048))
+    hosts = Hosts(Connection(FIRST, memory="1536 MiB"))
+    (large,) = workers(master, 1, hosts, size=None, hd_image="/images/hd", requires=None)
+    with pytest.raises(LatentWorkerCannotSubstantiate, match="memory is at most 1536 MiB, not 2 GiB"):
+        start(large)
+
+
+def test_a_small_predefined_domain_runs_where_there_is_little_memory(master: StageMaster) -> None:
+    """A host that gives its VMs less than a domain of ours has by default is good for a smaller one."""
+    master.fake.inspect(FIRST).define(PREDEFINED.format("w0", 256))
+    hosts = Hosts(Connection(FIRST, memory=512))
+    (small,) = workers(master, 1, hosts, size=None, hd_image="/images/hd", requires=None)
+    assert may(small)
+    start(small)
+    assert running(master) == [1, 0, 0]
+
+
 def test_a_renderable_that_raises_ends_its_build_and_blocks_no_other(master: StageMaster) -> None:
     """A build whose renderable fails is started and ends, naming worker, argument and error."""
 

@@ -12,6 +12,11 @@ from latentvirt.showing import shown
 EMBED_SCHEME = "qemu"
 EMBED_PATH = "/embed"
 
+STATE_FOLDER = "lib"
+"""Where below its root an embedded libvirt keeps what running VMs need (libvirt's driver of QEMU)."""
+WAY_MODE = 0o711
+"""QEMU's user must come through, and nobody else needs to list it."""
+
 
 def is_embed(uri: str) -> bool:
     """Say whether a URI is that of an embedded libvirt."""
@@ -48,6 +53,25 @@ def check_root_is_there(uri: str) -> None:
             remedy="name the root that the master's connection has, or make a new one: "
             f"mkdir -p {shlex.quote(root)}",
         )
+
+
+def open_way(uri: str) -> None:
+    """Make the folder of an embedded libvirt's state such that QEMU's user comes through to its part of it.
+
+    libvirt would make it as the umask of the process has it, and a daemon's lets nobody else in.
+
+    Args:
+        uri: a connection's; nothing is done for others than an embedded libvirt's, or without its root.
+    """
+    root = _root_in(uri)
+    if not root or not os.path.isdir(root):
+        return
+    state = os.path.join(root, STATE_FOLDER)
+    try:
+        os.mkdir(state)
+        os.chmod(state, WAY_MODE)
+    except OSError:
+        return  # it is there, or libvirt will say what is wrong
 
 
 def _root_in(uri: str) -> str | None:

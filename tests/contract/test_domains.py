@@ -9,7 +9,7 @@ import pytest
 
 from contract.backends import OURS, STARTS, Backend, domain_xml
 from latentvirt.domainxml import ownership_of
-from latentvirt.errors import HostError, NotFound
+from latentvirt.errors import HostError, NotFound, Refused
 from latentvirt.host import Condition, Host
 from reactorthread import run
 
@@ -133,6 +133,14 @@ def test_xml_that_libvirt_refuses(host: Host) -> None:
     """XML that libvirt cannot read is an error of ours, with libvirt's words."""
     with pytest.raises(HostError, match="could not create the domain"):
         run(host.create("<domain", name="broken"))
+
+
+def test_a_value_that_libvirt_cannot_read_is_its_refusal(host: Host, able: Able) -> None:
+    """Well-formed XML with a unit that there is none of is refused for good: another try would be in vain."""
+    able(STARTS)
+    xml = domain_xml("odd").replace("unit='MiB'", "unit='parsec'").replace('unit="MiB"', 'unit="parsec"')
+    with pytest.raises(Refused, match="parsec"):
+        run(host.create(xml, name="odd"))
 
 
 def test_capabilities(backend: Backend, host: Host, able: Able) -> None:

@@ -9,6 +9,7 @@ from typing import Any, ClassVar, Protocol
 import libvirt
 
 from latentvirt.config import Connection
+from latentvirt.roots import open_way
 
 logger = logging.getLogger(__name__)
 
@@ -54,6 +55,7 @@ class LibvirtDriver:
         """Open embed once per process: libvirt 9 registers QEMU's driver anew each time, and not often."""
         with cls._kept_lock:
             if uri not in cls._kept:
+                open_way(uri)
                 cls._kept[uri] = libvirt.open(uri)
             return _KeptOpen(cls._kept[uri])
 

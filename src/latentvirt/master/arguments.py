@@ -132,11 +132,16 @@ class Arguments:
         chosen = choose_flavor(required, self.flavors) if self.flavors else None
         size = size if chosen is None else chosen.size
         spec = self.spec(worker, hd_image, base_image, xml, size, disks, networks)
-        flavor = chosen or Flavor.of(_size_of(spec))
+        flavor = chosen or Flavor.of(self._guessed() if spec.kind == "auto" else _size_of(spec))
         if chosen is None and spec.kind != "auto":
             choose_flavor(required, [flavor])
         wish = wish_for(required, flavor, spec.disks, archs_of(spec.image))
         return Need(worker=worker, hosts=self.hosts, wish=wish, spec=spec, builder=builder)
+
+    def _guessed(self) -> Size:
+        """Guess how large a domain is that may be defined on a host; no larger than each host may take."""
+        most = [mib for connection in self.hosts.connections if (mib := connection.memory_mib) is not None]
+        return Size(memory=min([Size().memory, *most]))
 
     def spec(
         self,
@@ -375,14 +380,12 @@ def _check_what_is_known(arguments: Arguments) -> None:
         known[3] = None
         read_disks(known[5])
         known[5] = ()  # whether a VM has files of its own is known when the base image is
-    for flavor in arguments.flavors:
-        try:
-            check_place(arguments.hosts, wish_for(Requirements(), flavor))
-        except ConfigError as error:
-            raise error.about(f"flavor {flavor.name!r}") from None
     wish = arguments.need(UNKNOWN, known).wish
-    sized = arguments.flavors or (known[2] is given[2] and known[3] is given[3])
-    check_place(arguments.hosts, wish if sized else Wish(labels=wish.labels))
+    if arguments.flavors and depends(arguments.requires):
+        check_place(arguments.hosts, [wish_for(Requirements(), flavor) for flavor in arguments.flavors])
+    else:
+        sized = arguments.flavors or (known[2] is given[2] and known[3] is given[3])
+        check_place(arguments.hosts, [wish if sized else Wish(labels=wish.labels)])
 
 
 OURS = frozenset(inspect.signature(read_arguments).parameters) - {"password"}

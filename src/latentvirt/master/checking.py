@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from typing import Any
 from weakref import WeakKeyDictionary
 
@@ -99,27 +99,27 @@ def check_thawing(start: StartMode, standby: Any, identity: IdentityMode, base_i
         )
 
 
-def check_place(hosts: Hosts, wish: Wish) -> None:
+def check_place(hosts: Hosts, wishes: Sequence[Wish]) -> None:
     """Check that there is a host for a VM, by what a person says of them.
 
     Args:
         hosts: those that it may go to.
-        wish: what it needs at least.
+        wishes: what it needs at least, or what each of those needs that it may be.
 
     Raises:
-        ConfigError: each of them lacks something, even if it were empty.
+        ConfigError: for all of these each host lacks something, even if it were empty.
     """
-    views = (
+    views = [
         HostView(
             uri=connection.uri,
             labels=dict(connection.labels),
             limit=Limits(connection.slots, connection.memory_mib, connection.vcpus, connection.disk_mib),
         )
         for connection in hosts.connections
-    )
-    why_none = explain(views, wish)
-    if why_none is not None:
-        raise ConfigError(why_none, remedy="ask for less, or name a host that has it")
+    ]
+    reasons = [explain(views, wish) for wish in wishes]
+    if reasons[0] is not None and None not in reasons:
+        raise ConfigError(reasons[0], remedy="ask for less, or name a host that has it")
 
 
 def check_spec(spec: MachineSpec, macs: Collection[str]) -> None:

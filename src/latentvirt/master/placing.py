@@ -105,6 +105,7 @@ class Placing:
         self._waiting: dict[Hashable, _Wait] = {}
         self._promised: dict[str, HostRecord] = {}
         self._kept: dict[str, _Kept] = {}
+        self._sizes: dict[str, Amounts] = {}
         self._asking = False
         self._expiring = False
 
@@ -137,12 +138,33 @@ class Placing:
             readiness=readiness,
         )
 
+    # A domain that is defined on its host says there how large it is; before, that is a guess.
+
+    def learn(self, need: Need, room: Amounts) -> None:
+        """Note how large a worker's domain was found to be, where nobody has said it.
+
+        Args:
+            need: what its start asked for.
+            room: what its VM takes.
+        """
+        if need.spec.kind == "auto":
+            self._sizes[need.worker] = room
+
+    def _as_known(self, need: Need) -> Need:
+        size = self._sizes.get(need.worker) if need.spec.kind == "auto" else None
+        if size is None:
+            return need
+        return attrs.evolve(need, wish=attrs.evolve(need.wish, memory=size.memory, vcpus=size.vcpus))
+
+    # Promises
+
     def reserve(self, need: Need) -> bool:
         """Promise a build's start room on the host that suits it best; False if there is none now.
 
         Args:
             need: what it asks for.
         """
+        need = self._as_known(need)
         record = self._choose(need, ())
         if record is None:
             return False
@@ -209,14 +231,14 @@ class Placing:
         if not holds:
             # One that is named by itself is it: Buildbot has started a build without asking.
             one = need.hosts.is_one and not avoid
-            record = self._hub.know(need.hosts)[0] if one else self._choose(need, avoid)
+            record = self._hub.know(need.hosts)[0] if one else self._choose(self._as_known(need), avoid)
         if record is not None:
             self.keep(need, record)
         return record
 
     def keep(self, need: Need, record: HostRecord) -> None:
         """Keep room for a start on a host until `withdraw` or `over`."""
-        promise = record.promise(need.worker, math.inf, need.room)
+        promise = record.promise(need.worker, math.inf, self._as_known(need).room)
         self._kept[need.worker] = _Kept(need, record, promise)
 
     def freed(self, record: HostRecord, claim: Claim) -> None:
@@ -240,7 +262,13 @@ class Placing:
 
     def impossible(self, need: Need) -> str | None:
         """Say why no host could ever take a start; None if one could."""
-        return explain((record.view(self._now) for record in self._hub.know(need.hosts)), need.wish)
+        views = (record.view(self._now) for record in self._hub.know(need.hosts))
+        return explain(views, self._as_known(need).wish)
+
+    def has_room(self, need: Need, record: HostRecord) -> bool:
+        """Say whether a start fits on a host now, when standbys have given way, its own promise left out."""
+        used = record.used(self._now, need.worker) + self._as_known(need).room
+        return used.fits(record.room.limits)
 
     def _choose(self, need: Need, avoid: Collection[str]) -> HostRecord | None:
         records = self._hub.know(need.hosts)

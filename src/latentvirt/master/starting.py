@@ -26,6 +26,7 @@ from latentvirt.master.hub import Hub
 from latentvirt.master.password import PasswordGate
 from latentvirt.master.placing import Need
 from latentvirt.master.record import HostRecord
+from latentvirt.master.room import room_for
 from latentvirt.master.run import Run
 from latentvirt.master.steplog import StepLog
 from latentvirt.master.tries import TRIES_OF_A_BUILD
@@ -91,13 +92,16 @@ class Starting:
         self._count_try()
         began = self.worker.master.reactor.seconds()
         need: Need = await self.worker.renderWorkerPropsOnStart(self.build)
-        impossible = self.hub.placing.impossible(need)
-        if impossible is not None:
-            raise ImpossibleWish(impossible, remedy="ask for less, or add a host that has it")
+        self._check_possible(need)
         try:
             await self._start_somewhere(need, began)
         finally:
             self.hub.placing.over(need)
+
+    def _check_possible(self, need: Need) -> None:
+        impossible = self.hub.placing.impossible(need)
+        if impossible is not None:
+            raise ImpossibleWish(impossible, remedy="ask for less, or add a host that has it")
 
     async def _start_somewhere(self, need: Need, began: float) -> None:
         came_to_nothing: dict[str, LatentvirtError] = {}
@@ -113,6 +117,8 @@ class Starting:
                     self.hub.holds.look_again(record)
                 if error.host in ("", record.host.uri):  # or it is the fault of the host that has the image
                     self.note_host(record, error)
+                if need.hosts.is_one and isinstance(error, HostFull):
+                    self.hub.tries.take_back(self._request)
                 if need.hosts.is_one or not (error.fault == "host" or isinstance(error, ELSEWHERE)):
                     raise
                 if isinstance(error, ELSEWHERE) and not isinstance(error, HostFull):
@@ -131,6 +137,7 @@ class Starting:
 
     async def _start_on(self, record: HostRecord, need: Need, began: float) -> None:
         planned = await self._plan(record, need.spec)
+        self._mind_size(record, need, planned)
         places, say = self.hub.places, self.steps.progress
         claim, standby = await places.claim(record, need, planned, say)
         while True:
@@ -138,6 +145,18 @@ class Starting:
             if await self._start(run, planned, standby):
                 return
             claim, standby = await places.claim_another(record, need, planned, say, claim)
+
+    def _mind_size(self, record: HostRecord, need: Need, planned: Plan) -> None:
+        """See to it that there is room for a domain whose size only its host has told."""
+        if need.spec.kind != "auto":
+            return
+        self.hub.placing.learn(need, room_for(planned))
+        self._check_possible(need)
+        if not self.hub.placing.has_room(need, record):
+            raise HostFull(
+                "there is no room now for a domain of its size; the build waits for its turn",
+                host=record.host.uri,
+            )
 
     async def _plan(self, record: HostRecord, asked: MachineSpec) -> Plan:
         spec = await settled(record.host, await self.hub.with_image(record, asked, self.steps.progress))

@@ -39,6 +39,7 @@ def make_directory(directory: str, folder: str, host: str) -> None:
     """
     try:
         os.mkdir(directory, DIRECTORY_MODE)
+        os.chmod(directory, DIRECTORY_MODE)  # a daemon's umask, as Buildbot's is, would keep QEMU's user out
     except FileExistsError:
         pass
     except FileNotFoundError:

@@ -5,7 +5,10 @@ from __future__ import annotations
 import functools
 from collections.abc import Callable
 
+import libvirt
 from lxml import etree
+
+from latentvirt.testing.trouble import libvirt_error
 
 CAPABILITIES = """<capabilities><host><cpu><arch>x86_64</arch><model>qemu64</model></cpu>
 <secmodel><model>dac</model><doi>0</doi></secmodel></host>
@@ -20,7 +23,11 @@ DOMAIN_CAPABILITIES = """<domainCapabilities><path>/usr/bin/qemu-system-x86_64</
 <cpu><mode name='maximum' supported='yes'/></cpu>
 <devices/><features><genid supported='yes'/></features></domainCapabilities>"""
 
-UNITS = {"bytes": 1, "KiB": 1024, "MiB": 1024**2, "GiB": 1024**3}
+UNITS = {
+    **{"b": 1, "bytes": 1, "KB": 1000, "MB": 1000**2, "GB": 1000**3, "TB": 1000**4},
+    **{unit: 1024**power for power, unit in enumerate(("", "KiB", "MiB", "GiB", "TiB")) if unit},
+    **{unit: 1024**power for power, unit in enumerate(("", "k", "M", "G", "T")) if unit},
+}
 
 REMEMBERED_DOMAINS = 4096
 """How many domains' XML is not read again."""
@@ -44,7 +51,10 @@ def normalised(
     for found in root.iterfind("uuid"):
         found.text = uuid
     for memory in root.iterfind("memory"):
-        memory.text = str(int(memory.text or 0) * UNITS.get(memory.get("unit", "KiB"), 1024) // 1024)
+        unit = memory.get("unit", "KiB")
+        if unit not in UNITS:
+            raise libvirt_error(libvirt.VIR_ERR_INVALID_ARG, f"invalid argument: unknown suffix '{unit}'")
+        memory.text = str(int(memory.text or 0) * UNITS[unit] // 1024)
         memory.set("unit", "KiB")
     serial, console = root.find("devices/serial"), root.find("devices/console")
     if serial is not None and console is None:
