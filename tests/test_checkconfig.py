@@ -241,6 +241,21 @@ def test_documented_configurations_pass(tmp_path: Path, imports: str, worker: st
             id="a size that is too large for the only host",
         ),
         pytest.param(
+            FIRST + ", size={'memory': '2 GiB', 'vpus': util.Property('v')})",
+            ["size has no 'vpus'"],
+            id="no such part of a size, of which another depends on the build",
+        ),
+        pytest.param(
+            FIRST + ", size=Size(), requires={'memroy': util.Property('m')})",
+            ["there is no requirement 'memroy'", "did you mean 'memory'?"],
+            id="no such requirement, which depends on the build",
+        ),
+        pytest.param(
+            FIRST + ", size=Size(memory=4))",
+            ["memory=4 is 4 MiB", "as in '4 GiB'"],
+            id="a plain number that was meant as GiB",
+        ),
+        pytest.param(
             "LibVirtWorker('minion1', None, Connection('qemu+ssh://a/system', labels={'region': 'lab-1'}), "
             "base_image=util.Property('image'), requires={'labels': {'region': 'lab-2'}})",
             ["on the nearest, qemu+ssh://a/system, region is 'lab-1', not 'lab-2'"],

@@ -297,6 +297,9 @@ def test_why_kvm_does_not_work_is_told() -> None:
     hollow = kvm_finding("h", X86, seen(open_, virtualisation=False), qemu, ())
     assert hollow.id == "kvm-hollow"
     assert "vmx" in hollow.what
+    assert "may not open it" not in hollow.what
+    both = kvm_finding("h", X86, seen(closed, virtualisation=False), qemu, ())
+    assert (both.id, "may not open it" in both.what) == ("kvm-hollow", True)
 
 
 def test_where_a_security_module_tells_its_refusals_is_said() -> None:

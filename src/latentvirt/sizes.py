@@ -12,6 +12,9 @@ from latentvirt.errors import ConfigError
 from latentvirt.labels import Labels, is_text, read_labels
 from latentvirt.showing import shown
 
+LEAST_MEMORY_MIB = 16
+"""Who gives a VM less has meant another unit."""
+
 
 def _if_readable(read: Callable[[Any, str], Any], value: Any, what: str) -> Any:
     try:
@@ -63,7 +66,11 @@ class Size:
         Raises:
             ConfigError: an argument is no amount, or no number of processors.
         """
-        mebibytes(self.memory, "memory")
+        if mebibytes(self.memory, "memory") < LEAST_MEMORY_MIB:
+            raise ConfigError(
+                f"memory={shown(self.memory)} is {self.memory} MiB, in which no system boots",
+                remedy="write the unit, as in '4 GiB'; a plain number is one of MiB",
+            )
         if self.disk is not None:
             mebibytes(self.disk, "disk")
         _check_vcpus(self.vcpus)

@@ -82,13 +82,14 @@ def kvm_finding(
     cost = f"; {', '.join(needed)} must have it" if needed else ", and emulated VMs are many times slower"
     hollow = shell is not None and device is not None and not shell.virtualisation
     if hollow and is_x86(capabilities.arch):
+        slow = "; QEMU's user may not open it, for which libvirt 9 takes 15 s more at each start"
         return tell(
             "kvm-hollow",
             uri,
             "there is a /dev/kvm, but the processor has neither vmx nor svm, so KVM runs no ordinary "
-            f"guest{cost}",
+            f"guest{cost}{slow if closed else ''}",
             "if this is a VM itself: let its host pass the feature on (cpu mode='host-passthrough', "
-            "nested=1)",
+            "nested=1); else keep the device out",
         )
     if closed:
         return tell(

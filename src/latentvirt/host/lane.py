@@ -20,8 +20,15 @@ from twisted.python.failure import Failure
 from latentvirt.errors import HostError, HostTimeout
 from latentvirt.host import threads
 from latentvirt.host.pace import Pace
+from latentvirt.roots import is_embed
 
 T = TypeVar("T")
+
+MUTE_HOST = "see whether libvirt answers there (virsh -c URI list), and whether the network is up"
+SLOW_EMBED = (
+    "give QEMU's user access to /dev/kvm, or keep the device out, and run the master under a process that "
+    "reaps orphans: an embedded libvirt is slow otherwise (the guide to qemu:///embed says more)"
+)
 
 
 @attrs.define(eq=False)
@@ -181,11 +188,7 @@ class Lane:
         return all(map(self._is_stuck, self._seats))
 
     def _timeout(self, what: str) -> HostTimeout:
-        return HostTimeout(
-            what,
-            host=self._name,
-            remedy="see whether libvirt answers there (virsh -c URI list), and whether the network is up",
-        )
+        return HostTimeout(what, host=self._name, remedy=SLOW_EMBED if is_embed(self._name) else MUTE_HOST)
 
     def _dispatch(self) -> None:
         still_waiting: deque[_Job[Any]] = deque()

@@ -372,6 +372,9 @@ def _flavors(flavors: Any, size: Any, xml: Any) -> tuple[Flavor, ...]:
 def _check_what_is_known(arguments: Arguments) -> None:
     """Check as a build would, with what does not depend on one."""
     given = arguments.rendered
+    for written_by_name, read in ((given[3], read_size), (given[4], read_requirements)):
+        if isinstance(written_by_name, Mapping):
+            read(dict.fromkeys(written_by_name))  # what is asked for by name does not depend on a build
     known = [None if depends(value) else value for value in given]
     if known[1] is None and arguments.base_image is not None:
         known[2] = None  # whether the XML goes with the base image is known when that is
