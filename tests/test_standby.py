@@ -17,6 +17,7 @@ from latentvirt.config import Connection
 from latentvirt.domainxml import GuestMark, guest_of
 from latentvirt.hosts import Hosts
 from latentvirt.machine import Machine
+from latentvirt.master import places
 from latentvirt.master.record import HostRecord
 from latentvirt.master.worker import LibVirtWorker
 from latentvirt.placement import STANDBY_FITS
@@ -229,12 +230,17 @@ def test_a_build_waits_for_a_place_that_a_standby_is_just_leaving(master: StageM
     _stop(other)
 
 
-def test_a_standby_that_cannot_be_woken_costs_its_build_no_more_than_another_vm(master: StageMaster) -> None:
-    """On a host with one place, too, the build gets a VM that is made when the one that stood by is gone."""
+def test_a_standby_that_cannot_be_woken_costs_its_build_no_more_than_another_vm(
+    master: StageMaster, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """On a host with one place, too, the build gets a VM as soon as the one that stood by is gone."""
+    monkeypatch.setattr(places, "PATIENCE_WITH_AN_END_S", 3600.0)
     worker = a_worker(master, "a", uri=None, connection=Connection(URI, slots=1), standby=True)
     record = tend(master, worker)
+    trouble = master.fake.inspect(URI).trouble
+    until(lambda: trouble.calls[-1] == "domain.suspend")  # else its rehearsal would be what fails
     assert paused(master) == 1
-    master.fake.inspect(URI).trouble.fail_next("domain.resume", libvirt.VIR_ERR_INTERNAL_ERROR)
+    trouble.fail_next("domain.resume", libvirt.VIR_ERR_INTERNAL_ERROR)
     before = len(master.data.updates.text)
     attach(worker)
     assert "the VM that stood by is of no use" in master.data.updates.text[before:]

@@ -226,8 +226,9 @@ class Storm:
             for stage in self.stages:
                 for record in stage.hub.records.values():
                     await stage.hub.sweeping.sweep(record)
-                while stage.hub._background:
-                    await self._pause(PAUSE_S)
+            # What one master removes may let another begin to make a standby.
+            while any(stage.hub._background for stage in self.stages):
+                await self._pause(PAUSE_S)
         except HostUnreachable:
             return False
         return all(record.resting is None for record in self._records)

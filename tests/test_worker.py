@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Iterator
 from typing import Any
 
@@ -257,6 +258,57 @@ def test_a_cancelled_start_returns_soon_and_is_undone(master: StageMaster, worke
     hang.release()
     _stop(worker)
     _settle(master)
+    assert _left(master) == ([], [])
+
+
+class Late(Build):
+    """A build whose properties are rendered when the test wants it."""
+
+    def __init__(self) -> None:
+        super().__init__(1)
+        self.asked: defer.Deferred[None] = defer.Deferred()
+        self.rendered: defer.Deferred[str] = defer.Deferred()
+
+    def render(self, value: Any) -> Any:
+        """Render a renderable later."""
+        if not IRenderable.providedBy(value):
+            return super().render(value)
+        self.asked.callback(None)
+        return self.rendered
+
+
+class Soon(Build):
+    """One whose properties are rendered at once."""
+
+    def render(self, value: Any) -> Any:
+        """Render a renderable to the base image."""
+        return defer.succeed(BASE) if IRenderable.providedBy(value) else super().render(value)
+
+
+def test_a_start_that_was_given_up_leaves_the_next_ones_vm_alone(
+    master: StageMaster, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What goes on of a cancelled start never takes the place of the VM that its worker has by then."""
+    worker = _worker(master, "minion1", base_image=Property("image"))
+    forget, forgotten = worker._forget, threading.Event()
+    monkeypatch.setattr(worker, "_forget", lambda run: (forget(run), forgotten.set()))
+    late = Late()
+    starting = on_reactor(lambda: defer.ensureDeferred(worker.start_instance(late)))
+
+    async def outcome(waiting: defer.Deferred[Any]) -> None:
+        await waiting
+
+    run(outcome(late.asked))
+    on_reactor(worker._cancel_start)
+    with pytest.raises(LatentWorkerFailedToSubstantiate, match="called off"):
+        run(outcome(starting))
+    assert _start(worker, Soon(2))
+    on_reactor(lambda: late.rendered.callback(BASE))
+    assert forgotten.wait(60)
+    _settle(master)
+    assert len(_left(master)[0]) == 1
+    assert on_reactor(worker.check_instance) == (True, "")
+    _stop(worker)
     assert _left(master) == ([], [])
 
 

@@ -37,6 +37,7 @@ class Claim:
     starts: set[str] = attrs.field(init=False, factory=set)
     """Ids of the starts whose things no sweep may touch."""
     _waiting: list[defer.Deferred[None]] = attrs.field(init=False, factory=list)
+    _is_free: bool = attrs.field(init=False, default=False)
 
     def begin(self) -> Ownership:
         """Note one more start, before anything of it exists, so that no sweep takes it for a leftover."""
@@ -49,13 +50,17 @@ class Claim:
         self.starts.discard(ownership.start)
 
     def gone(self) -> defer.Deferred[None]:
-        """Return a Deferred that fires when the place is free."""
+        """Return a Deferred that fires when the place is free, at once if it is."""
         waiter: defer.Deferred[None] = defer.Deferred()
-        self._waiting.append(waiter)
+        if self._is_free:
+            waiter.callback(None)
+        else:
+            self._waiting.append(waiter)
         return waiter
 
     def free(self) -> None:
         """Tell those who wait that the place is free."""
+        self._is_free = True
         waiting, self._waiting = self._waiting, []
         for waiter in waiting:
             waiter.callback(None)

@@ -36,6 +36,8 @@ from latentvirt.spec import MachineSpec
 ELSEWHERE = (ForeignDomain, HostFull, ImageError, Refused)
 """What need not be so on another host: it may have room, or the image."""
 
+CANCELLED = "the start was cancelled"
+
 
 def called_off(took: float, missing_timeout: float | None) -> StartCancelled:
     """Say why a start came to nothing that does not end by itself.
@@ -189,11 +191,12 @@ class Starting:
             )
         else:
             run.machine = standby
-        self.adopt(run)
         if self.cancel.called:
-            run.machine.cancel("the start was cancelled")
-        else:
-            self.cancel.addCallback(lambda _: run.machine.cancel("the start was cancelled"))
+            # It was waited for no longer, and by now its worker may have another build's VM.
+            self.forget(run)
+            raise StartCancelled(CANCELLED)
+        self.adopt(run)
+        self.cancel.addCallback(lambda _: run.machine.cancel(CANCELLED))
         run.say(f"starting a VM for {self.worker.name} on {record.host.uri} (slot {run.claim.slot})")
         if not spec.proven:
             run.say("unproven: without a base_image, whether the disk is fresh is not ours to say")
