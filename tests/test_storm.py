@@ -1,4 +1,4 @@
-"""Builds, standbys and trouble at the same time, in any order, on fake hosts that take their time.
+"""Builds, standbys, a person and trouble at the same time, in any order, on fake hosts that take their time.
 
 What meets what is not in the test's hand, and cannot be played back: a seed tells what is done, and in which
 order. It is for what hangs, or is left over, when ends and beginnings overlap.
@@ -8,6 +8,8 @@ from __future__ import annotations
 
 import random
 from collections.abc import Callable
+from pathlib import Path
+from typing import Any
 
 import attrs
 import libvirt
@@ -15,9 +17,11 @@ import pytest
 from buildbot.interfaces import LatentWorkerCannotSubstantiate, LatentWorkerFailedToSubstantiate
 from twisted.internet import defer, reactor, task, threads
 
-from latentvirt.config import Connection
-from latentvirt.errors import HostUnreachable
+from latentvirt import drain
+from latentvirt.config import DEFAULT_IMAGES, Connection, Image
+from latentvirt.errors import ConfigError, HostUnreachable
 from latentvirt.hosts import Hosts
+from latentvirt.master.arguments import read_arguments
 from latentvirt.master.record import HostRecord
 from latentvirt.master.worker import LibVirtWorker
 from latentvirt.names import FileName
@@ -26,6 +30,7 @@ from latentvirt.testing import FakeGuest, FakeHostState
 from reactorthread import on_reactor, run
 from stagemaster import StageMaster, close_stage, open_stage
 from test_placing import BASE, URIS, Wishing, foreign
+from test_transfer import qcow2
 
 WORKERS, BUILDS = 5, 10
 SIZES_MIB = (64, 512)
@@ -36,6 +41,10 @@ LOOK_S = 0.005
 THEIRS = "theirs"
 WANT_STANDBY = 0.6
 """The part of the workers that have a VM stand by for them."""
+COPIED = 0.3
+"""The part of them whose image is copied to the hosts."""
+DRAINED = 0.4
+"""The part of a person's words on a host that take it out of use."""
 CALLED_OFF = 0.3
 """The part of the builds that are stopped while their VM is being started."""
 PLENTY_KIB, NOTHING_KIB = 6 * 1024**2, 1
@@ -53,6 +62,7 @@ FAILS = (
     "pool.createXML",
     "restoreFlags",
     "volume.delete",
+    "volume.upload",
 )
 HANGS = (
     "createXML",
@@ -63,6 +73,7 @@ HANGS = (
     "pool.refresh",
     "restoreFlags",
     "volume.delete",
+    "volume.upload",
 )
 
 
@@ -73,14 +84,17 @@ class Storm:
     Args:
         seed: of all that is left to chance.
         masters: how many share the hosts.
+        image: that is copied there.
     """
 
     seed: int
     masters: int
+    image: Path
     chance: random.Random = attrs.field(init=False)
     stages: list[StageMaster] = attrs.field(init=False)
     hosts: list[FakeHostState] = attrs.field(init=False)
     named: Hosts = attrs.field(init=False)
+    workers: list[LibVirtWorker] = attrs.field(factory=list)
     over: bool = False
 
     def __attrs_post_init__(self) -> None:
@@ -93,6 +107,7 @@ class Storm:
         self.named = Hosts(*(Connection(uri, slots=self.chance.randint(1, 3)) for uri in uris))
         for host in self.hosts:
             host.add_file(BASE)
+            host.add_folder(DEFAULT_IMAGES)
             host.guests = lambda domain: FakeGuest(says_ready=True)
             host.trouble.latency_s = self.chance.choice(LATENCIES_S)
 
@@ -103,8 +118,8 @@ class Storm:
         troubles = defer.ensureDeferred(self._trouble())
         looking = task.LoopingCall(self._look)
         looked = looking.start(LOOK_S)
-        workers = [self._worker(stage, number) for stage in self.stages for number in range(WORKERS)]
-        await defer.gatherResults([defer.ensureDeferred(self._builds(worker)) for worker in workers])
+        self.workers += [self._worker(stage, number) for stage in self.stages for number in range(WORKERS)]
+        await defer.gatherResults([defer.ensureDeferred(self._builds(worker)) for worker in self.workers])
         self.over = True
         await troubles
         if looking.running:
@@ -112,17 +127,18 @@ class Storm:
         await looked
 
     def _worker(self, stage: StageMaster, number: int) -> LibVirtWorker:
-        worker = stage.worker(
-            f"w{number}",
-            None,
-            connection=self.named,
-            base_image=BASE,
-            size={"memory": self.chance.choice(SIZES_MIB)},
-            standby=self.chance.random() < WANT_STANDBY,
-        )
+        worker = stage.worker(f"w{number}", None, **self._arguments())
         worker.running = True
         stage.hub.standbys.hear_of(worker)
         return worker
+
+    def _arguments(self) -> dict[str, Any]:
+        return {
+            "connection": self.named,
+            "base_image": Image(str(self.image)) if self.chance.random() < COPIED else BASE,
+            "size": {"memory": self.chance.choice(SIZES_MIB)},
+            "standby": self.chance.random() < WANT_STANDBY,
+        }
 
     def _look(self) -> None:
         """See that nobody has what another has."""
@@ -173,6 +189,8 @@ class Storm:
             (lambda host: host.break_connections(), 1),
             (self._memory, 2),
             (self._somebody, 1),
+            (self._drain, 1),
+            (self._reconfigure, 1),
         ]
         kinds, weights = zip(*troubles, strict=True)
         while not self.over:
@@ -204,6 +222,16 @@ class Storm:
         else:
             self._calm(host)
 
+    def _drain(self, host: FakeHostState) -> None:
+        drained = self.chance.random() < DRAINED
+        for stage in self.stages:
+            drain(stage, host.uri, drained=drained).addErrback(lambda failure: failure.trap(ConfigError))
+
+    def _reconfigure(self, _: FakeHostState) -> None:
+        worker = self.chance.choice(self.workers)
+        worker._take_over(read_arguments(None, **self._arguments()))
+        worker._announce()
+
     # Afterwards
 
     def _calm(self, host: FakeHostState) -> None:
@@ -217,6 +245,9 @@ class Storm:
             host.trouble.forgive()
             host.memory.update(free=PLENTY_KIB)
             self._calm(host)
+        for stage in self.stages:
+            for uri in stage.hub.records:
+                await drain(stage, uri, drained=False)
         while not await self._is_clear():
             await self._pause(PAUSE_S)
 
@@ -259,9 +290,10 @@ class Storm:
         return found
 
 
-def weather(seed: int, masters: int) -> None:
+def weather(seed: int, masters: int, image: Path) -> None:
     """Go through one storm."""
-    storm = Storm(seed, masters)
+    image.write_bytes(qcow2())
+    storm = Storm(seed, masters, image)
     try:
         run(storm.rage(), STORM_S)
         run(storm.abate(), RETURN_S)
@@ -273,15 +305,15 @@ def weather(seed: int, masters: int) -> None:
 
 
 @pytest.mark.parametrize("masters", [1, 2])
-def test_all_builds_end_and_nothing_is_left(masters: int) -> None:
+def test_all_builds_end_and_nothing_is_left(masters: int, tmp_path: Path) -> None:
     """Whatever fails while builds begin and end, each ends, no host has too much, and all is gone at last."""
-    weather(1, masters)
+    weather(1, masters, tmp_path / "image.qcow2")
 
 
 @pytest.mark.soak
 @pytest.mark.timeout(1200)
 @pytest.mark.parametrize("masters", [1, 2])
 @pytest.mark.parametrize("seed", range(2, 17))
-def test_the_same_in_many_storms(seed: int, masters: int) -> None:
+def test_the_same_in_many_storms(seed: int, masters: int, tmp_path: Path) -> None:
     """The same, with other hosts, workers and troubles."""
-    weather(seed, masters)
+    weather(seed, masters, tmp_path / "image.qcow2")
