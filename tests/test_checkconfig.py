@@ -262,6 +262,17 @@ def test_documented_configurations_pass(tmp_path: Path, imports: str, worker: st
             id="labels that no host has",
         ),
         pytest.param(
+            "LibVirtWorker('minion1', None, Connection('qemu+ssh://a/system', labels={'a': 'b', 'cpu': ['avx2', "
+            "'amx']}), base_image='/images/base')",
+            ["labels has 'cpu': ['avx2', 'amx']; a host has one value of each label"],
+            id="a host with two values of a label",
+        ),
+        pytest.param(
+            FIRST + ", start='fast')",
+            ["start='fast' is none of auto, boot, thaw", "What to do"],
+            id="no such way to start",
+        ),
+        pytest.param(
             FIRST + ", max_builds=-3)",
             ["max_builds=-3 is not a number of builds", "None for no limit"],
             id="less than no builds",

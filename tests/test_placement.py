@@ -233,7 +233,7 @@ def test_of_hosts_that_fail_the_same_the_one_that_falls_least_short_is_named() -
         (Wish(disk=200), "disk is at most 100 MiB, not 200 MiB"),
         (Wish(arch=frozenset({"s390x", "ppc64le"})), "arch is 'x86_64', not 'ppc64le' or 's390x'"),
         (Wish(labels={"region": ["brno"]}), "region is 'sepia', not 'brno'"),
-        (Wish(labels={"cpu": ["avx512"]}), "it has no label cpu, not 'avx512'"),
+        (Wish(labels={"cpu": ["avx512"]}), "it has no label cpu, which is to be 'avx512'"),
     ],
 )
 def test_each_criterion_that_fails_is_named(wish: Wish, named: str) -> None:

@@ -73,11 +73,15 @@ def check_labels(what: str, labels: object) -> None:
     Raises:
         ConfigError: they are something else.
     """
-    pairs = labels if isinstance(labels, tuple) else None
-    if pairs is None or not all(_are_texts(pair) for pair in pairs):
-        raise ConfigError(
-            f"{what}={labels!r} are not labels", remedy="write names and values as texts: {'region': 'lab-1'}"
-        )
+    remedy = "write names and values as texts: {'region': 'lab-1'}"
+    if not isinstance(labels, tuple):
+        raise ConfigError(f"{what}={shown(labels)} are not labels", remedy=remedy)
+    for name, value in labels:
+        if not _are_texts((name, value)):
+            raise ConfigError(
+                f"{what} has {name!r}: {shown(value)}; a host has one value of each label, and it is text",
+                remedy=remedy,
+            )
 
 
 @attrs.frozen

@@ -10,6 +10,7 @@ import attrs
 
 from latentvirt.config import Connection, check_labels, comparable_labels
 from latentvirt.errors import ConfigError
+from latentvirt.showing import shown
 
 DEFAULT_OVERCOMMIT = 4.0
 
@@ -57,7 +58,7 @@ class Hosts:
         for connection in self.connections:
             if not isinstance(connection, Connection):
                 raise ConfigError(
-                    f"Hosts() got {connection!r}, which is no host",
+                    f"Hosts() got {shown(connection)}, which is no host",
                     remedy="write Hosts(Connection('qemu:///system'), ...), without a list around them",
                 )
             try:

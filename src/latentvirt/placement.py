@@ -316,8 +316,10 @@ def _failing(host: HostView, wish: Wish) -> Iterator[tuple[str, float]]:
     for label, allowed in wish.labels.items():
         value = host.labels.get(label)
         if value not in allowed:
-            there = f"it has no label {label}" if value is None else f"{label} is {value!r}"
-            yield f"{there}, not {_one_of(allowed)}", 1.0
+            there = (
+                f"it has no label {label}, which is to be" if value is None else f"{label} is {value!r}, not"
+            )
+            yield f"{there} {_one_of(allowed)}", 1.0
     if wish.arch and host.arch is not None and host.arch not in wish.arch:
         yield f"arch is {host.arch!r}, not {_one_of(wish.arch)}", 1.0
     if host.limit.slots == 0:

@@ -31,6 +31,11 @@ def _disk(value: int | str | None) -> Any:
     return None if value is None else _if_readable(mebibytes, value, "disk")
 
 
+def _vcpus(value: int | str) -> Any:
+    # A build's properties that a person has typed into a form are texts.
+    return int(value) if isinstance(value, str) and value.strip().isdecimal() else value
+
+
 def _labels(given: object) -> Any:
     return _if_readable(read_labels, given, "labels")
 
@@ -57,7 +62,7 @@ class Size:
     """
 
     memory: int = attrs.field(default=1024, converter=_memory)
-    vcpus: int = attrs.field(default=1)
+    vcpus: int = attrs.field(default=1, converter=_vcpus)
     disk: int | None = attrs.field(default=None, converter=_disk)
 
     def check(self) -> None:
@@ -90,7 +95,7 @@ class Flavor:
 
     name: str
     memory: int = attrs.field(default=1024, converter=_memory, kw_only=True)
-    vcpus: int = attrs.field(default=1, kw_only=True)
+    vcpus: int = attrs.field(default=1, converter=_vcpus, kw_only=True)
     disk: int | None = attrs.field(default=None, converter=_disk, kw_only=True)
     labels: Labels = attrs.field(factory=dict, converter=_labels, kw_only=True)
 

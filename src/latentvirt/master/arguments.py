@@ -241,7 +241,8 @@ def _refuse_renderables(**given: Any) -> None:
 
 def _choice(what: str, value: Any, choices: Any) -> Any:
     if value not in get_args(choices):
-        raise ConfigError(f"{what}={value!r} is none of {', '.join(get_args(choices))}")
+        known = ", ".join(get_args(choices))
+        raise ConfigError(f"{what}={value!r} is none of {known}", remedy="write one of them, or leave it out")
     return value
 
 
