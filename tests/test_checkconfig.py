@@ -262,8 +262,8 @@ def test_documented_configurations_pass(tmp_path: Path, imports: str, worker: st
             id="labels that no host has",
         ),
         pytest.param(
-            "LibVirtWorker('minion1', None, Connection('qemu+ssh://a/system', labels={'a': 'b', 'cpu': ['avx2', "
-            "'amx']}), base_image='/images/base')",
+            "LibVirtWorker('minion1', None, Connection('qemu+ssh://a/system', "
+            "labels={'a': 'b', 'cpu': ['avx2', 'amx']}), base_image='/images/base')",
             ["labels has 'cpu': ['avx2', 'amx']; a host has one value of each label"],
             id="a host with two values of a label",
         ),

@@ -135,7 +135,7 @@ def test_flavors_are_compared_by_what_they_mean() -> None:
         ({"memory": "9" * 400}, "memory='999.*is not an amount"),
         ({"disk": "4 KiB"}, "disk='4 KiB'"),
         ({"vcpus": 0}, "vcpus=0"),
-        ({"vcpus": "2"}, "vcpus='two'"),
+        ({"vcpus": "two"}, "vcpus='two'"),
         ({"labels": ["cpu"]}, r"labels=\['cpu'\] is not a mapping"),
         ({"labels": {"": "x"}}, "label ''"),
         ({"labels": {"cpu": 2}}, r"labels\['cpu'\]=2"),
