@@ -127,6 +127,9 @@ def test_without_a_base_image_freshness_is_the_persons_affair() -> None:
     [
         ("<domain>\n<name>a</name></domain>", 1, "no type"),
         ("<domain type='kvm'>\n<name>a</name>\n<name>b</name></domain>", 3, "two names"),
+        ("<domain type='kvm'>\n<memory unit='parsec'>2</memory></domain>", 2, "the unit 'parsec'"),
+        ("<domain type='kvm'>\n<memory>lots</memory></domain>", 2, "<memory> is 'lots'"),
+        ("<domain type='kvm'>\n\n<vcpu>two</vcpu></domain>", 3, "<vcpu> is 'two'"),
         ("<domain type='kvm'>\n<name> </name></domain>", 2, "<name> is empty"),
         ("<domain type='kvm'>\n<devices/></domain>", 1, "no disk.*'/images/base'"),
         (domain().replace("</disk>", "<readonly/></disk>"), 1, "no disk.*'/images/base'"),

@@ -13,6 +13,7 @@ from latentvirt.domainxml import (
     domain_name,
     domain_uuid,
     has_emulated_tpm,
+    memory_of,
     network_of,
     parse,
     uses_vars,
@@ -127,3 +128,20 @@ def test_an_emulated_tpm_is_noticed() -> None:
     assert has_emulated_tpm(domain("<tpm><backend type='emulator'/></tpm>"))
     assert not has_emulated_tpm(domain("<tpm><backend type='passthrough'/></tpm>"))
     assert not has_emulated_tpm(domain())
+
+
+@pytest.mark.parametrize(
+    ("amount", "mib"),
+    [
+        ("<memory>1048577</memory>", 1025),
+        ("<memory unit='GiB'>2</memory>", 2048),
+        ("<memory unit='gib'>2</memory>", 2048),
+        ("<memory unit='g'>2</memory>", 2048),
+        ("<memory unit='GB'>1</memory>", 954),
+        ("<memory unit='bytes'>1</memory>", 1),
+        ("", 0),
+    ],
+)
+def test_memory_is_read_as_libvirt_does(amount: str, mib: int) -> None:
+    """What a VM takes of its host is reckoned in whatever unit, and spelling of it, a person writes."""
+    assert memory_of(f"<domain type='kvm'>{amount}</domain>") == mib

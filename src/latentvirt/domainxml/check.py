@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from latentvirt.domainxml.disks import disks_of
 from latentvirt.domainxml.freshness import problems_in
-from latentvirt.domainxml.parse import Element, line_of, parse
+from latentvirt.domainxml.parse import BYTES_PER_UNIT, Element, line_of, parse, unit_of
 from latentvirt.domainxml.problems import refuse
 from latentvirt.domainxml.remembering import remembered
 from latentvirt.errors import BadXML, ConfigError
 from latentvirt.names import check_domain_name
+from latentvirt.showing import shown
 
 
 @remembered
@@ -35,6 +36,7 @@ def check(
     """
     root = parse(xml)
     _check_root(root)
+    _check_size(root)
     if base_image is None:
         return
     disks = disks_of(root, hd_image=hd_image, allow_shared=allow_shared)
@@ -64,3 +66,21 @@ def _check_root(root: Element) -> None:
             check_domain_name((names[0].text or "").strip(), "the domain's name")
         except ConfigError as error:
             raise BadXML(error.what, line=line_of(names[0]), remedy=error.remedy) from error
+
+
+def _check_size(root: Element) -> None:
+    for tag, example in (("memory", "<memory unit='GiB'>2</memory>"), ("vcpu", "<vcpu>2</vcpu>")):
+        for element in root.iterfind(tag):
+            text = str(element.xpath("string()")).strip()
+            if not text.isdecimal():
+                raise BadXML(
+                    f"<{tag}> is {shown(text)}, which is no number",
+                    line=line_of(element),
+                    remedy=f"write as in {example}",
+                )
+            if unit_of(element) not in BYTES_PER_UNIT:
+                raise BadXML(
+                    f"<{tag}> has the unit {shown(element.get('unit'))}, which libvirt does not know",
+                    line=line_of(element),
+                    remedy="write unit='MiB' or unit='GiB'",
+                )

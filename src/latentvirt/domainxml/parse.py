@@ -8,6 +8,7 @@ from typing import TypeAlias, cast
 import attrs
 from lxml import etree
 
+from latentvirt.amounts import BYTES_PER_MIB
 from latentvirt.domainxml.remembering import remembered
 from latentvirt.errors import BadXML
 
@@ -225,23 +226,12 @@ def console_of(xml: str) -> bool:
     return device is not None and device.get("type") in STREAMABLE
 
 
-KIB_PER_UNIT = {
-    "b": 1 / 1024,
-    "bytes": 1 / 1024,
-    "KB": 1000 / 1024,
-    "k": 1,
-    "KiB": 1,
-    "MB": 1000**2 / 1024,
-    "M": 1024,
-    "MiB": 1024,
-    "GB": 1000**3 / 1024,
-    "G": 1024**2,
-    "GiB": 1024**2,
-    "TB": 1000**4 / 1024,
-    "T": 1024**3,
-    "TiB": 1024**3,
+BYTES_PER_UNIT: dict[str, int] = {
+    **dict.fromkeys(("b", "byte", "bytes"), 1),
+    **{name: 1024**power for power, letter in enumerate("kmgtpe", 1) for name in (letter, f"{letter}ib")},
+    **{f"{letter}b": 1000**power for power, letter in enumerate("kmgtpe", 1)},
 }
-"""What libvirt's units of memory are in KiB."""
+"""libvirt's units of memory, whose case it does not look at (its page on the domain's XML)."""
 
 
 @remembered
@@ -257,5 +247,10 @@ def memory_of(xml: str) -> int:
     element = parse_to_read(xml).find("memory")
     if element is None or not (element.text or "").strip().isdigit():
         return 0
-    kib = int((element.text or "").strip()) * KIB_PER_UNIT.get(element.get("unit", "KiB"), 1)
-    return int(-(-kib // 1024))
+    size = int((element.text or "").strip()) * BYTES_PER_UNIT.get(unit_of(element), 1)
+    return -(-size // BYTES_PER_MIB)
+
+
+def unit_of(memory: Element) -> str:
+    """Name the unit of an amount of memory, in small letters: that of libvirt's where none is given."""
+    return memory.get("unit", "KiB").lower()
