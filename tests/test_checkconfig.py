@@ -268,6 +268,12 @@ def test_documented_configurations_pass(tmp_path: Path, imports: str, worker: st
             id="a host with two values of a label",
         ),
         pytest.param(
+            "LibVirtWorker('minion1', None, Connection('qemu+ssh://a/system', labels=('gpu',)), "
+            "base_image='/images/base')",
+            ["labels=('gpu',) are not labels", "{'region': 'lab-1'}"],
+            id="labels without values",
+        ),
+        pytest.param(
             FIRST + ", start='fast')",
             ["start='fast' is none of auto, boot, thaw", "What to do"],
             id="no such way to start",

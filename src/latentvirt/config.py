@@ -74,7 +74,8 @@ def check_labels(what: str, labels: object) -> None:
         ConfigError: they are something else.
     """
     remedy = "write names and values as texts: {'region': 'lab-1'}"
-    if not isinstance(labels, tuple):
+    pairs = isinstance(labels, tuple) and all(isinstance(pair, tuple) and len(pair) == 2 for pair in labels)
+    if not isinstance(labels, tuple) or not pairs:
         raise ConfigError(f"{what}={shown(labels)} are not labels", remedy=remedy)
     for name, value in labels:
         if not _are_texts((name, value)):
