@@ -15,7 +15,7 @@ any start have made those that follow on each other. They are counted on one sta
 when there are many, that is not in the bound. A call without a reason in benching/scaling.py ends the
 benchmark.
 
-It is also compared with the floor below it on this machine: the same calls, by Twisted's threads and nothing
+It is also compared with a floor for this machine: the same calls, by Twisted's pool of threads and nothing
 besides (benching/bare.py).
 
 The hosts are in a process of their own, on a processor of their own if there is one; the in-tree worker's,

@@ -1,7 +1,7 @@
-"""The floor below starts on many hosts: the calls that they make, by Twisted's threads, and nothing besides.
+"""A floor for starts on many hosts: the calls that they make, by Twisted's pool of threads, and nothing besides.
 
-What a thread for each call costs Python, and what simulated hosts take to answer, is in it. No client that
-asks libvirt from threads of one process is quicker on that machine.
+What threads that wait for calls cost Python on that machine is in it, and what simulated hosts take to answer;
+nothing is planned, proven, placed or told.
 """
 
 from __future__ import annotations
