@@ -1,7 +1,7 @@
-"""A floor for starts on many hosts: the calls that they make, by Twisted's pool of threads, and nothing besides.
+"""A floor for starts on many hosts: their calls, by Twisted's pool of threads, and nothing besides.
 
-What threads that wait for calls cost Python on that machine is in it, and what simulated hosts take to answer;
-nothing is planned, proven, placed or told.
+What threads that wait for calls cost Python on that machine is in it, and what simulated hosts take to
+answer; nothing is planned, proven, placed or told.
 """
 
 from __future__ import annotations
