@@ -225,7 +225,8 @@ def test_a_build_waits_for_a_place_that_a_standby_is_just_leaving(master: StageM
     until(lambda: "describe: " in master.data.updates.text)
     assert on_reactor(lambda: (starting.called, len(record.claims))) == (False, 1)
     hang.release()
-    until(lambda: starting.called)
+    # It is frozen first, and is not there while it is.
+    until(lambda: "guest attaches" in master.data.updates.text)
     assert (len(record.claims), len(master.fake.inspect(URI).running())) == (1, 1)
     _stop(other)
 
