@@ -151,6 +151,21 @@ def test_a_call_for_which_there_is_no_thread_fails_and_the_next_one_tries_again(
     assert lane.overdue == 0
 
 
+@pytest.mark.parametrize(
+    ("host", "remedy"),
+    [("qemu+ssh://h/system", "whether the network is up"), ("qemu:///embed?root=/x", "access to /dev/kvm")],
+)
+def test_a_call_that_takes_too_long_is_told_with_what_may_be_done(
+    reactor: Reactor, host: str, remedy: str
+) -> None:
+    """A person whose libvirt is in the master's own process is not sent to look after a network."""
+    gate = threading.Event()
+    heard = _outcome(Lane(host, reactor, 1).run("create it", gate.wait, deadline_s=3))
+    reactor.advance(3)
+    assert _fails_with(heard, HostTimeout, remedy)
+    gate.set()
+
+
 def test_waiting_in_line_does_not_count_against_the_deadline(reactor: Reactor) -> None:
     """A call's time begins when a thread takes it up."""
     lane = Lane("h", reactor, 1)

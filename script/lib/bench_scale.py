@@ -145,10 +145,12 @@ async def latentvirt(hosts: Hosts, starts: int, profile: cProfile.Profile | None
     busiest = simulation.inside.most_busy()
     simulation.inside.take(0.0)
     bare = BareStarts(simulation, MOST_CONNECTIONS, starts)
-    await simulation.stop_all()
-    await bare.burst(starts, 0.0)
-    floor = await bare.burst(starts, LATENCY_S)
-    bare.end()
+    try:
+        await simulation.stop_all()
+        await bare.burst(starts, 0.0)
+        floor = await bare.burst(starts, LATENCY_S)
+    finally:
+        bare.end()
     loads = [(calls.total(), threads) for calls, threads in zip(by_host, busiest, strict=True)]
     peers = await threads_and_sleeps(loads)
     await simulation.end()

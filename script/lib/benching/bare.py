@@ -26,8 +26,8 @@ OVERLAY = (
     "<volume><name>{name}</name><capacity>1073741824</capacity><target><format type='qcow2'/></target>"
     f"<backingStore><path>{BASE}</path><format type='qcow2'/></backingStore></volume>"
 )
-NAME, UUID, DISK = "BARE-NAME", "BARE-UUID", "BARE-DISK"
-"""What differs from VM to VM in the XML that is used again."""
+NAME = "bare"
+"""What the names of its VMs and their disks begin with."""
 
 
 class BareStarts:
@@ -50,11 +50,11 @@ class BareStarts:
         self._xml = _template(next(domains).XMLDesc(libvirt.VIR_DOMAIN_XML_SECURE))
         self._numbers = itertools.count()
         self._threads = ThreadPool(starts, starts)
+        self._threads.start()
         self._running: list[Any] = []
 
     async def burst(self, starts: int, latency_s: float) -> float:
         """Start VMs on all hosts in turn; returns the seconds."""
-        self._threads.start()
         self._simulation.inside.take(latency_s)
         began = time.perf_counter()
         under_way = []
@@ -64,10 +64,10 @@ class BareStarts:
         await all_of(under_way)
         took = time.perf_counter() - began
         self._simulation.inside.take(0.0)
-        await self._end_all()
+        self._end_all()
         return took
 
-    async def _end_all(self) -> None:
+    def _end_all(self) -> None:
         for domain in self._running:
             domain.destroy()
         self._running.clear()

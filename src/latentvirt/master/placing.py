@@ -141,14 +141,13 @@ class Placing:
     # A domain that is defined on its host says there how large it is; before, that is a guess.
 
     def learn(self, need: Need, room: Amounts) -> None:
-        """Note how large a worker's domain was found to be, where nobody has said it.
+        """Note how large a worker's domain was found to be, which nobody had said.
 
         Args:
             need: what its start asked for.
             room: what its VM takes.
         """
-        if need.spec.kind == "auto":
-            self._sizes[need.worker] = room
+        self._sizes[need.worker] = room
 
     def _as_known(self, need: Need) -> Need:
         size = self._sizes.get(need.worker) if need.spec.kind == "auto" else None
