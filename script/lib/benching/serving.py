@@ -1,13 +1,15 @@
-"""The process of the simulated hosts: one thread serves all calls, each when it is due.
+"""The process of the simulated hosts: one thread serves all calls.
 
 A thread for each call, as libvirtd has it, would cost Python several times what the calls themselves do, and
-let answers come late when there are many.
+let answers come late when there are many. A hundred hosts are here one processor, so what a call does is done
+halfway, as it would be with half of the wire before it: when many come at once, its answer is in time still.
 """
 
 from __future__ import annotations
 
 import heapq
 import itertools
+import math
 import multiprocessing
 import os
 import pickle
@@ -19,7 +21,6 @@ import time
 from collections import deque
 from collections.abc import Callable, Sequence
 from functools import partial
-from queue import SimpleQueue
 from typing import Any
 
 import libvirt
@@ -37,6 +38,9 @@ BASE = f"{IMAGES}/base.qcow2"
 POOL = f"<pool type='dir'><name>images</name><target><path>{IMAGES}</path></target></pool>"
 
 BACKLOG = 512
+
+HALFWAY = 0.5
+"""Which part of the time that a call takes has passed when it gets to its host."""
 
 KNOWN = {
     VirConnect: (),
@@ -158,6 +162,30 @@ class Inside:
         return [host.trouble.gate.most_busy for host in self._hosts]
 
 
+class Agenda:
+    """What is to be done when."""
+
+    def __init__(self) -> None:
+        self._due: list[tuple[float, int, Callable[[], object]]] = []
+        self._order = itertools.count()
+
+    def add(self, due: float, do: Callable[[], object]) -> None:
+        """Add something, to be done at a moment of the monotonic clock."""
+        heapq.heappush(self._due, (due, next(self._order), do))
+
+    @property
+    def next_due(self) -> float:
+        """When the next is due; infinite if there is none."""
+        return self._due[0][0] if self._due else math.inf
+
+    def do_next(self) -> bool:
+        """Do what is due; False if nothing is."""
+        if self.next_due > time.monotonic():
+            return False
+        heapq.heappop(self._due)[2]()
+        return True
+
+
 class Server:
     """Serve one client process; each of its threads has a connection, and the first one is for events."""
 
@@ -165,29 +193,27 @@ class Server:
         fake = FakeLibvirt()
         self._numbers = itertools.count(2)
         self._objects: dict[int, Any] = {0: Inside(fake), 1: fake}
-        self._events: SimpleQueue[Any] = SimpleQueue()
+        self._events: Line
         self._selector = selectors.DefaultSelector()
-        self._due: list[tuple[float, int, Callable[[], object]]] = []
-        self._order = itertools.count()
+        self._answers = Agenda()
+        self._arrivals = Agenda()
 
     def serve(self, listener: socket.socket) -> None:
         """Serve, as long as the process lives."""
-        threading.Thread(target=self._tell, args=(Line(listener.accept()[0]),), daemon=True).start()
+        self._events = Line(listener.accept()[0])
         self._selector.register(listener, selectors.EVENT_READ)
         while True:
-            until_next_s = max(0.0, self._due[0][0] - time.monotonic()) if self._due else None
+            next_due = min(self._answers.next_due, self._arrivals.next_due)
+            until_next_s = None if next_due == math.inf else max(0.0, next_due - time.monotonic())
             for key, _ in self._selector.select(until_next_s):
                 if key.data is None:
                     client = listener.accept()[0]
                     self._selector.register(client, selectors.EVENT_READ, Line(client))
                 else:
                     self._hear(key.fileobj, key.data)
-            while self._due and self._due[0][0] <= time.monotonic():
-                heapq.heappop(self._due)[2]()
-
-    def _tell(self, client: Line) -> None:
-        while True:
-            client.send(self._events.get())
+            while self._answers.do_next():
+                pass
+            self._arrivals.do_next()  # one by one: their answers have time
 
     def _hear(self, connected: Any, client: Line) -> None:
         try:
@@ -208,15 +234,19 @@ class Server:
             go()
 
     def _send(self, call: PutOff, client: Line, asked: Any) -> None:
-        due = time.monotonic() + call.distance.wire_s
-        heapq.heappush(self._due, (due, next(self._order), partial(self._arrived, call, client, asked)))
+        now, wire_s = time.monotonic(), call.distance.wire_s
+        arrived = partial(self._arrived, call, client, asked, now + wire_s)
+        self._arrivals.add(now + HALFWAY * wire_s, arrived)
 
-    def _arrived(self, call: PutOff, client: Line, asked: Any) -> None:
+    def _arrived(self, call: PutOff, client: Line, asked: Any, due: float) -> None:
         call.distance.arrived = True
         try:
             answer = self._answer(asked)
         finally:
             call.distance.arrived = False
+        self._answers.add(due, partial(self._back, call, client, answer))
+
+    def _back(self, call: PutOff, client: Line, answer: Any) -> None:
         client.send(answer)
         for gate in reversed(call.gates):
             gate.leave()
@@ -241,11 +271,11 @@ class Server:
             return stream
         return getattr(here, method)(*args)
 
-    # What is heard is sent to the client under its key for it.
+    # What is heard is sent to the client under its key for it, by the fake's thread of events.
 
     def _telling_of_domains(self, event: int, key: int) -> list[Any]:
         def tell(_: Any, domain: VirDomain, *details: Any) -> None:
-            self._events.put((key, (self._shown(domain), *details[:-1])))
+            self._events.send((key, (self._shown(domain), *details[:-1])))
 
         return [None, event, tell, None]
 
@@ -257,7 +287,7 @@ class Server:
             except libvirt.libvirtError:
                 data = b""
             if data != WOULD_BLOCK:
-                self._events.put((key, (happened, data)))
+                self._events.send((key, (happened, data)))
             if not data:
                 stream.eventRemoveCallback()
 
