@@ -3,9 +3,14 @@
 from __future__ import annotations
 
 import subprocess
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
+
+LOOK_AGAIN_S = 0.01
+PATIENCE_S = 60.0
 
 
 @contextmanager
@@ -17,3 +22,11 @@ def watched(process: subprocess.Popen[Any]) -> Iterator[subprocess.Popen[Any]]:
             process.wait()
         finally:
             process.kill()
+
+
+def wait_until_it_waits(process: subprocess.Popen[Any]) -> None:
+    """Return when a process sleeps; a signal just before Python waits for a file would not end the wait."""
+    ends = time.monotonic() + PATIENCE_S
+    while Path(f"/proc/{process.pid}/stat").read_text().rpartition(")")[2].split()[0] != "S":
+        assert time.monotonic() < ends, "it is busy"
+        time.sleep(LOOK_AGAIN_S)

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from brokenoff import watched
+from brokenoff import wait_until_it_waits, watched
 from vendors import PATIENCE_S, disk, vendor_running, write_catalogue
 
 INTERRUPTED = 130
@@ -112,6 +112,7 @@ def test_any_command_is_broken_off_with_the_same_status(
     }
     begun = subprocess.Popen([*PROGRAM, *words], stderr=subprocess.PIPE, text=True, env=environment)
     with watched(begun) as process, catalogue.open("w"):  # whoever reads it waits for more
+        wait_until_it_waits(process)
         process.send_signal(number)
         assert process.stderr is not None
         said = process.stderr.read()
