@@ -25,8 +25,15 @@ def watched(process: subprocess.Popen[Any]) -> Iterator[subprocess.Popen[Any]]:
 
 
 def wait_until_it_waits(process: subprocess.Popen[Any]) -> None:
-    """Return when a process sleeps; a signal just before Python waits for a file would not end the wait."""
+    """Return when a process sleeps, or has ended.
+
+    A signal just before Python waits for a file would not end the wait.
+    """
     ends = time.monotonic() + PATIENCE_S
-    while Path(f"/proc/{process.pid}/stat").read_text().rpartition(")")[2].split()[0] != "S":
-        assert time.monotonic() < ends, "it is busy"
+    while _state(process.pid) not in ("S", "Z"):
+        assert time.monotonic() < ends, f"after {PATIENCE_S:g} s it is still busy"
         time.sleep(LOOK_AGAIN_S)
+
+
+def _state(pid: int) -> str:
+    return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0]

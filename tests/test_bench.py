@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import gc
 import json
 import random
+import runpy
 import shutil
 import subprocess
 import sys
@@ -383,15 +385,34 @@ def test_targets_of_scale_are_the_issues() -> None:
     assert not any(target.met for target in scale_targets_of(result(5.9, 0.74, 10.1, 65.1)))
 
 
-def test_scale_is_measured_on_simulated_hosts(tmp_path: Path) -> None:
+ADVICE = LIB.parent.parent / "docs" / "examples" / "collect-less-often.py"
+
+
+def advised() -> tuple[int, int, int]:
+    """Which thresholds the guide to many hosts advises."""
+    before = gc.get_threshold()
+    try:
+        runpy.run_path(str(ADVICE))
+        return gc.get_threshold()
+    finally:
+        gc.set_threshold(*before)
+
+
+@pytest.mark.parametrize(
+    ("options", "threshold"), [([], advised()), (["--collect-often"], gc.get_threshold())]
+)
+def test_scale_is_measured_on_simulated_hosts(
+    options: list[str], threshold: tuple[int, int, int], tmp_path: Path
+) -> None:
     """The benchmark runs both workers' real code without libvirt, and its JSON has what others read."""
     stored = tmp_path / "result.json"
     command = [sys.executable, str(LIB / "bench_scale.py"), "--json", str(stored)]
-    command += ["--one", "2", "--hosts", "2", "--starts", "4"]
+    command += ["--one", "2", "--hosts", "2", "--starts", "4", *options]
     said = subprocess.run(command, capture_output=True, text=True, check=True).stdout
     figures = json.loads(stored.read_text())["scale"]
     one, many = figures["one_host"], figures["hundred_hosts"]
     assert figures["simulation"] == "fake"
+    assert tuple(figures["gc_threshold"]) == threshold
     assert 0 < one["in_tree_starts_per_s"] <= 1 / (4 * 0.2)
     assert one["latentvirt_starts_per_s"] > 0
     # How many calls follow on each other is measured: on a busy machine they seem to be more.

@@ -21,6 +21,7 @@ import time
 from collections import deque
 from collections.abc import Callable, Sequence
 from functools import partial
+from queue import SimpleQueue
 from typing import Any
 
 import libvirt
@@ -193,18 +194,18 @@ class Server:
         fake = FakeLibvirt()
         self._numbers = itertools.count(2)
         self._objects: dict[int, Any] = {0: Inside(fake), 1: fake}
-        self._events: Line
+        self._events: SimpleQueue[Any] = SimpleQueue()
         self._selector = selectors.DefaultSelector()
         self._answers = Agenda()
         self._arrivals = Agenda()
 
     def serve(self, listener: socket.socket) -> None:
         """Serve, as long as the process lives."""
-        self._events = Line(listener.accept()[0])
+        threading.Thread(target=self._tell, args=(Line(listener.accept()[0]),), daemon=True).start()
         self._selector.register(listener, selectors.EVENT_READ)
         while True:
             next_due = min(self._answers.next_due, self._arrivals.next_due)
-            until_next_s = None if next_due == math.inf else max(0.0, next_due - time.monotonic())
+            until_next_s = max(0.0, next_due - time.monotonic()) if next_due < math.inf else None
             for key, _ in self._selector.select(until_next_s):
                 if key.data is None:
                     client = listener.accept()[0]
@@ -214,6 +215,10 @@ class Server:
             while self._answers.do_next():
                 pass
             self._arrivals.do_next()  # one by one: their answers have time
+
+    def _tell(self, client: Line) -> None:
+        while True:
+            client.send(self._events.get())
 
     def _hear(self, connected: Any, client: Line) -> None:
         try:
@@ -271,11 +276,11 @@ class Server:
             return stream
         return getattr(here, method)(*args)
 
-    # What is heard is sent to the client under its key for it, by the fake's thread of events.
+    # What is heard is sent to the client under its key for it, by one thread for all hosts: each has its own.
 
     def _telling_of_domains(self, event: int, key: int) -> list[Any]:
         def tell(_: Any, domain: VirDomain, *details: Any) -> None:
-            self._events.send((key, (self._shown(domain), *details[:-1])))
+            self._events.put((key, (self._shown(domain), *details[:-1])))
 
         return [None, event, tell, None]
 
@@ -287,7 +292,7 @@ class Server:
             except libvirt.libvirtError:
                 data = b""
             if data != WOULD_BLOCK:
-                self._events.send((key, (happened, data)))
+                self._events.put((key, (happened, data)))
             if not data:
                 stream.eventRemoveCallback()
 
