@@ -16,7 +16,7 @@ from latentvirt import Flavor, drain
 from latentvirt.config import Connection
 from latentvirt.hosts import Hosts
 from latentvirt.master.health import LONGEST_REST_S, QUARANTINE_S
-from latentvirt.master.looking import LOOK_SOON_S
+from latentvirt.master.looking import LOOK_AGAIN_S
 from latentvirt.master.worker import LibVirtWorker
 from reactorthread import on_reactor, run
 from stagemaster import Clock, close_stage, open_stage
@@ -159,7 +159,7 @@ class Farm(RuleBasedStateMachine):
 
     def _notice(self, uri: str) -> None:
         self.master.fake.inspect(uri).settle()
-        on_reactor(lambda: self.clock.advance(LOOK_SOON_S))
+        on_reactor(lambda: self.clock.advance(LOOK_AGAIN_S))
         settle(self.master)
 
     @rule(seconds=st.sampled_from([1.0, 10.0, LONGEST_REST_S]))

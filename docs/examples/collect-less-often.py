@@ -2,4 +2,4 @@
 
 import gc
 
-gc.set_threshold(5_000, 10, 50)
+gc.set_threshold(1_000, 10, 250)

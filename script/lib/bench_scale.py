@@ -4,8 +4,8 @@ The hosts are latentvirt's fake of libvirt, which the contract tests hold to the
 as long as a far host's would, and each host serves as many at a time as libvirtd does: 5 of one connection,
 20 of all. Starts are asked for as Buildbot does it, one build after the other, without Buildbot's database;
 they are measured from the first question to the last VM that runs. What happens once only (connections,
-pools, threads, what a host can do) has happened before: all VMs have been started and ended once. How long
-that first time took is told, too.
+pools, threads, what a host can do) has happened before: all VMs have been started and ended twice. How long
+the first time took is told, too.
 
 On one host latentvirt is compared with Buildbot's own LibVirtWorker, whose code is run as it is. It has
 predefined domains and no base image, which spares it the copy.
@@ -68,6 +68,8 @@ CALLS_OF_HOST = 20
 ONE = 50
 HOSTS = 100
 STARTS = 1000
+WARM_UPS = 2
+"""The first opens further connections, on which only the second begins threads."""
 QUIET_S = 1.0
 ADVICE = LIB.parent.parent / "docs" / "examples" / "collect-less-often.py"
 """What the guide advises for starts like these."""
@@ -131,9 +133,11 @@ async def latentvirt(hosts: Hosts, starts: int, profile: cProfile.Profile | None
     if cold:
         raise SystemExit(f"{cold} of {each} hosts were passed over when each was to start one VM")
     await simulation.stop_all()
-    first = await burst(simulation, starts)
-    simulation.inside.take(0.0)
-    await simulation.stop_all()
+    firsts = []
+    for _ in range(WARM_UPS):
+        firsts.append(await burst(simulation, starts))
+        simulation.inside.take(0.0)
+        await simulation.stop_all()
     alone, chain = await one_start(simulation)
     before = simulation.inside.calls()
     heart = Heart()
@@ -167,7 +171,7 @@ async def latentvirt(hosts: Hosts, starts: int, profile: cProfile.Profile | None
     return {
         "hosts": each,
         "starts": starts,
-        "first_took_s": round(first, 3),
+        "first_took_s": round(firsts[0], 3),
         "took_s": round(took, 3),
         "latentvirt_starts_per_s": round(starts / took, 3),
         "bound_starts_per_s": round(starts / bound, 3),

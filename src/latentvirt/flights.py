@@ -64,6 +64,10 @@ class Flights(Generic[T]):
             flight.task.addBoth(self._landed, key, flight)
         return waiter
 
+    def __contains__(self, key: Hashable) -> bool:
+        """Say whether somebody waits for a thing."""
+        return key in self._flights
+
     async def over(self) -> None:
         """Wait until all has ended that was begun, also what nobody waits for and tidies up."""
         for task in list(self._tasks):

@@ -47,7 +47,7 @@ class LiveDomain:
         news: hears what becomes of it.
         step: does the steps.
         claimed: tells of a start's id whether a build has its VM.
-        let_run: lets the paused domain of a UUID run, if it may beside the others.
+        let_run: lets the paused domain of a UUID and an owner run, if it may beside the others.
         auth: what the in-tree worker's metadata element is to say, if it is to be there.
         worker: name of the Buildbot worker that its guest is; empty if its metadata does not say that yet.
     """
@@ -60,7 +60,7 @@ class LiveDomain:
     news: Callable[[DomainNews], object]
     step: Step
     claimed: Callable[[str], bool]
-    let_run: Callable[[str], Awaitable[None]]
+    let_run: Callable[[str, Ownership], Awaitable[None]]
     auth: Identity | None = None
     worker: str = ""
 
@@ -133,7 +133,7 @@ class LiveDomain:
         Raises:
             HostFull: there is no room for it beside what was created before.
         """
-        await self.step("resume", self.let_run(self.uuid))
+        await self.step("resume", self.let_run(self.uuid, self.ownership))
         self.resumed = True
 
     async def pause(self) -> None:
@@ -251,20 +251,32 @@ class LiveDomain:
     async def _begin(
         self, created: Created, overlays: list[domainxml.Overlay], vars_path: str | None
     ) -> None:
+        self._has_console = domainxml.console_of(self.plan.xml)
+        listening = defer.ensureDeferred(self._listen())
+        try:
+            # It stands still until it is resumed, so it is proven while its host opens console and channel.
+            await self._prove(created, overlays, vars_path)
+        except BaseException:
+            listening.addErrback(lambda _: None)
+            await listening  # what is being opened can be closed only when it is there
+            raise
+        await self.step("attach console and channel", listening)
+
+    async def _prove(
+        self, created: Created, overlays: list[domainxml.Overlay], vars_path: str | None
+    ) -> None:
         spec = self.plan.spec
-        if spec.proven:
-            await self.host.turn()  # to read and prove takes longer than all else between two calls
-            domainxml.prove(
-                created.xml,
-                ownership=self.ownership,
-                overlays=overlays,
-                vars_path=vars_path,
-                allow_shared=spec.allow_shared,
-                own_uuid=spec.own_uuid,
-            )
-            await self.host.turn()
-        self._has_console = domainxml.console_of(created.xml)
-        await self.step("attach console and channel", self._listen())
+        if not spec.proven:
+            return
+        await self.host.leisure()
+        domainxml.prove(
+            created.xml,
+            ownership=self.ownership,
+            overlays=overlays,
+            vars_path=vars_path,
+            allow_shared=spec.allow_shared,
+            own_uuid=spec.own_uuid,
+        )
 
     async def _listen(self) -> None:
         self._watch = self.host.watch(self.uuid, self.news)

@@ -17,6 +17,7 @@ from latentvirt.guestowner import Identify
 from latentvirt.hold import Hold
 from latentvirt.host import Condition, DomainNews, Host
 from latentvirt.listening import Listener
+from latentvirt.names import Ownership
 from latentvirt.planning import Plan
 from latentvirt.storage import Storage
 from latentvirt.tiers import Tiers
@@ -44,7 +45,8 @@ class Machine:
         now: seconds since the epoch.
         frozen: the frozen images of its directory; None to boot only.
         claimed: tells of a start's id whether a build has its VM.
-        let_run: lets the paused domain of a UUID run, if it may beside the others; None lets all run.
+        let_run: lets the paused domain of a UUID and an owner run, if it may beside the others; None lets
+            all run.
         secrets: what must not be seen in the console's log.
         worker: name of the Buildbot worker that its guest will be; empty while nobody knows.
     """
@@ -59,7 +61,7 @@ class Machine:
     now: Callable[[], float]
     frozen: FrozenStore | None = None
     claimed: Callable[[str], bool] = lambda start: False
-    let_run: Callable[[str], Awaitable[None]] | None = None
+    let_run: Callable[[str, Ownership], Awaitable[None]] | None = None
     secrets: tuple[str, ...] = ()
     worker: str = ""
 
@@ -85,7 +87,7 @@ class Machine:
             clock=self.clock,
             now=self.now,
             claimed=self.claimed,
-            let_run=self.let_run or self.host.resume,
+            let_run=self.let_run or (lambda uuid, _: self.host.resume(uuid)),
         )
 
     def _progress(self, step: str, seconds: float, note: str) -> None:

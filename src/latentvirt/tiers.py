@@ -28,6 +28,7 @@ from latentvirt.guestowner import Owner
 from latentvirt.host import Host
 from latentvirt.listening import Listening
 from latentvirt.livedomain import LiveDomain
+from latentvirt.names import Ownership
 from latentvirt.planning import Plan
 from latentvirt.rehearsing import REHEARSE_S, Rehearsal
 from latentvirt.storage import Storage
@@ -54,7 +55,7 @@ class Tiers:
         clock: for durations and pauses (IReactorTime).
         now: seconds since the epoch.
         claimed: tells of a start's id whether a build has its VM.
-        let_run: lets the paused domain of a UUID run, if it may beside the others.
+        let_run: lets the paused domain of a UUID and an owner run, if it may beside the others.
     """
 
     owner: Owner
@@ -67,7 +68,7 @@ class Tiers:
     clock: Any
     now: Callable[[], float]
     claimed: Callable[[str], bool]
-    let_run: Callable[[str], Awaitable[None]]
+    let_run: Callable[[str, Ownership], Awaitable[None]]
 
     live: LiveDomain | None = attrs.field(init=False, default=None)
     """The domain that lives now."""

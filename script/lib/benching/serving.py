@@ -7,6 +7,7 @@ halfway, as it would be with half of the wire before it: when many come at once,
 
 from __future__ import annotations
 
+import gc
 import heapq
 import itertools
 import math
@@ -325,6 +326,7 @@ def serve(address: str) -> None:
 
     threading.Thread(target=end_with_it, daemon=True).start()
     allow_many_files()
+    gc.disable()  # what looks at all objects of a hundred hosts would be taken for hosts that are slow
     with socket.socket(socket.AF_UNIX) as listener:
         listener.bind(address)
         listener.listen(BACKLOG)

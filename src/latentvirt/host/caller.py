@@ -75,6 +75,10 @@ class Caller:
         """
         return self._pace.turn()
 
+    def leisure(self) -> Awaitable[None]:
+        """Wait until the reactor has nothing else to do for hosts, or for a while; see `Pace`."""
+        return self._pace.leisure()
+
     async def open(self) -> None:
         """Open the connection, if there is none."""
         await self._link.open()

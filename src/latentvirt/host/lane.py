@@ -167,7 +167,7 @@ class Lane:
                 )
             )
             return job.done
-        place = None if self._waiting else self._place_for(job)
+        place = self._place_for(job)  # those that wait in line have no use for it, or would have it
         if place is None:
             self._waiting.append(job)
         else:

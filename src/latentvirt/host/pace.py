@@ -15,7 +15,7 @@ BUDGET_S = 0.003
 """How long is handed on before the reactor does something else."""
 
 WINDOW_S = 0.01
-"""After so long a new budget begins in any case."""
+"""After so long a new budget begins in any case, and one of those that wait for leisure has its turn."""
 
 
 class Pace:
@@ -31,9 +31,11 @@ class Pace:
     def __init__(self, reactor: Any) -> None:
         self._reactor = weakref.ref(reactor)
         self._line: deque[Callable[[], object]] = deque()
+        self._at_leisure: deque[Callable[[], object]] = deque()
         self._arrived: deque[Callable[[], object]] = deque()
         self._awaited = False
         self._window_began = 0.0
+        self._had_leisure = 0.0
         self._spent = 0.0
         self._began: float | None = None
         """When the call that is being made was, if one is."""
@@ -55,7 +57,7 @@ class Pace:
         Args:
             call: takes care of its own errors.
         """
-        going_on = bool(self._line)
+        going_on = self._is_going_on
         self._line.append(call)
         if going_on:
             return  # there is a line already, and somebody who goes on with it
@@ -73,6 +75,18 @@ class Pace:
             return
         turn: defer.Deferred[None] = defer.Deferred()
         self._add_for_later([partial(turn.callback, None)])
+        await turn
+
+    async def leisure(self) -> None:
+        """Return when nothing else waits to be handed on, or after a while all the same.
+
+        It is for what nobody waits for yet, since something else takes as long; for the reactor's thread.
+        """
+        turn: defer.Deferred[None] = defer.Deferred()
+        going_on = self._is_going_on
+        self._at_leisure.append(partial(turn.callback, None))
+        if not going_on:
+            self._go_on_later()
         await turn
 
     def arrive(self, call: Callable[[], object]) -> None:
@@ -97,24 +111,37 @@ class Pace:
         self._add_for_later(arrived)
 
     def _add_for_later(self, calls: list[Callable[[], object]]) -> None:
-        going_on = bool(self._line)
+        going_on = self._is_going_on
         self._line.extend(calls)
         if self._line and not going_on:
             self._go_on_later()
 
+    @property
+    def _is_going_on(self) -> bool:
+        """Whether something waits, and somebody goes on with it."""
+        return bool(self._line or self._at_leisure)
+
     def _go_on(self) -> None:
         try:
-            while self._line and self._spent < BUDGET_S:
-                self._began = time.perf_counter()
-                try:
-                    self._line[0]()
-                finally:
-                    self._line.popleft()
-                    self._spent += time.perf_counter() - self._began
-                    self._began = None
+            if self._at_leisure and time.perf_counter() - self._had_leisure > WINDOW_S:
+                self._make(self._at_leisure)
+            while self._is_going_on and self._spent < BUDGET_S:
+                self._make(self._line or self._at_leisure)
         finally:
-            if self._line:
+            if self._is_going_on:
                 self._go_on_later()
+
+    def _make(self, line: deque[Callable[[], object]]) -> None:
+        self._began = time.perf_counter()
+        try:
+            line[0]()
+        finally:
+            line.popleft()
+            now = time.perf_counter()
+            self._spent += now - self._began
+            self._began = None
+            if line is self._at_leisure:
+                self._had_leisure = now
 
     def _go_on_later(self) -> None:
         reactor = self._reactor()

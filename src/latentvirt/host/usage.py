@@ -29,43 +29,13 @@ class UsageVerbs(Caller):
         One call, and one more for each domain that was not seen before: whose it is.
         """
         before = set(self._marks)
-        found = await self._call("see what is in use", self._usage, deadline_s=self._deadlines.create)
-        self._seen(before, found)
-        return found
-
-    async def resume_if(
-        self, uuid: str, why_not: Callable[[tuple[DomainUse, ...]], str]
-    ) -> tuple[tuple[DomainUse, ...], str]:
-        """Let a paused domain run, if what is in use on the host at that moment allows it.
-
-        Args:
-            uuid: of the domain.
-            why_not: takes what `usage` returns, and says why it may not run; empty lets it. It is called on a
-                thread.
-
-        Returns:
-            What was in use, and why the domain does not run; empty if it does.
-        """
-
-        def look_and_resume(domain: Any) -> tuple[tuple[DomainUse, ...], str]:
-            found = self._usage(domain.connect())
-            why = why_not(found)
-            if not why:
-                domain.resume()
-            return found, why
-
-        before = set(self._marks)
-        found, why = await self._on_domain(
-            "see what is in use, and resume the domain",
-            uuid,
-            look_and_resume,
+        found = await self._call(
+            "see what is in use",
+            lambda connection: tuple(sorted(_uses(connection, self._marks), key=lambda use: use.number)),
             deadline_s=self._deadlines.create,
         )
         self._seen(before, found)
-        return found, why
-
-    def _usage(self, connection: Any) -> tuple[DomainUse, ...]:
-        return tuple(sorted(_uses(connection, self._marks), key=lambda use: use.number))
+        return found
 
     def _seen(self, before: set[tuple[str, int]], found: tuple[DomainUse, ...]) -> None:
         """Keep whose the domains are that run, and forget those that ran before and do not any more."""

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from collections.abc import Coroutine
+from typing import TYPE_CHECKING, Any
 
 from twisted.internet import task
 
 from latentvirt.errors import LatentvirtError
+from latentvirt.host import Change
 from latentvirt.master.record import HostRecord
 
 if TYPE_CHECKING:
@@ -15,8 +17,8 @@ if TYPE_CHECKING:
 LOOK_EVERY_S = 30.0
 """How often it is listed what runs on a host; events tell of most changes before."""
 
-LOOK_SOON_S = 0.5
-"""How long after a domain has started somewhere it is looked how large it is; more may follow at once."""
+LOOK_AGAIN_S = 0.5
+"""How long after a connection broke it is looked anew: a libvirtd that restarts is away for a moment."""
 
 
 class Looking:
@@ -29,7 +31,6 @@ class Looking:
     def __init__(self, hub: Hub) -> None:
         self._hub = hub
         self._loop = task.LoopingCall(self._look_all)
-        self._new: dict[str, set[str]] = {}
 
     def begin(self) -> None:
         """Begin to look every so often."""
@@ -41,30 +42,22 @@ class Looking:
         if self._loop.running:
             self._loop.stop()
 
-    def changed(self, uri: str, uuid: str, ended: bool) -> None:
-        """Hear that a domain has ended, or started, on a host.
+    def changed(self, uri: str, change: Change) -> None:
+        """Hear what has happened to the room on a host.
 
         Args:
             uri: of the host.
-            uuid: of the domain; empty if the host is not heard any more.
-            ended: whether there may be more room now, rather than less.
+            change: what.
         """
         record = self._hub.records[uri]
         if not record.room.shared or not self._hub.running:
             return
-        if ended:
+        if change is Change.UNHEARD:
+            self._hub.master.reactor.callLater(LOOK_AGAIN_S, self.look, record)
+        elif change is not Change.BEGAN:
             self._hub.wake()
-            return
-        if uri not in self._new:
-            self._new[uri] = set()
-            self._hub.master.reactor.callLater(LOOK_SOON_S, self._look_soon, record)
-        self._new[uri].add(uuid)
-
-    def _look_soon(self, record: HostRecord) -> None:
-        """Look if there is news; a start of ours has looked meanwhile, at what it started as well."""
-        new = self._new.pop(record.host.uri)
-        if not all(map(record.room.knows, new)):
-            self.look(record)
+        elif not record.room.will_look:
+            self._in_background(record, self._see(record))
 
     def _look_all(self) -> None:
         for record in self._hub.records.values():
@@ -74,7 +67,14 @@ class Looking:
     def look(self, record: HostRecord) -> None:
         """See in the background what is in use on a host, if others may use it as well."""
         if record.room.shared and self._hub.running:
-            self._hub.in_background(self._see(record), f"see what is in use on {record.host.uri}")
+            self._in_background(record, self._see_and_wake(record))
+
+    def _in_background(self, record: HostRecord, seeing: Coroutine[Any, Any, None]) -> None:
+        self._hub.in_background(seeing, f"see what is in use on {record.host.uri}")
+
+    async def _see_and_wake(self, record: HostRecord) -> None:
+        await self._see(record)
+        self._hub.wake()
 
     async def _see(self, record: HostRecord) -> None:
         try:
@@ -82,4 +82,3 @@ class Looking:
         except LatentvirtError as error:
             self._hub.failed(record, error)
             raise
-        self._hub.wake()

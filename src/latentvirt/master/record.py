@@ -12,12 +12,14 @@ import attrs
 from latentvirt.claim import Claim
 from latentvirt.config import Connection
 from latentvirt.errors import ForeignDomain
+from latentvirt.flights import Flights
 from latentvirt.frozen import FrozenStore
 from latentvirt.host import Host
 from latentvirt.hosts import Hosts
 from latentvirt.master.room import Room
 from latentvirt.names import Ownership, slot_of_number
 from latentvirt.placement import Amounts, HostView, total
+from latentvirt.planning import Plan
 from latentvirt.storage import Storage
 
 FIRST_REST_S = 2.0
@@ -81,10 +83,15 @@ class HostRecord:
     held: dict[str, float] = attrs.field(factory=dict)
     pauses: dict[str, float] = attrs.field(factory=dict)
     labels: Mapping[str, str] = attrs.field(init=False, factory=dict)
+    plans: Flights[Plan] = attrs.field(init=False)
+    """Each is made once for all starts of its kind that want it at the same time."""
     _used: tuple[int, Amounts] | None = attrs.field(init=False, default=None)
     """What is taken, standbys left out, and the room's looks that this is after; None to add it up anew."""
     _first_expires: float = attrs.field(init=False, default=math.inf)
     _view: HostView | None = attrs.field(init=False, default=None)
+
+    def __attrs_post_init__(self) -> None:
+        self.plans = Flights(self.host.hand_on)
 
     def configure(self, connection: Connection, hosts: Hosts) -> None:
         """Take over what the person says now.

@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
-from functools import partial
 from typing import Any
 
 import attrs
+from twisted.internet import defer
 
 from latentvirt import domainxml
 from latentvirt.config import Connection
 from latentvirt.errors import HostFull
+from latentvirt.flights import Flights
 from latentvirt.host import Change, DomainUse, Host, Node
+from latentvirt.names import Ownership
 from latentvirt.placement import Amounts, Limits, in_words, total
 from latentvirt.planning import Plan
 
@@ -49,12 +51,17 @@ def _too_much(used: Amounts, limits: Limits) -> str:
 
 
 def _too_much_for(uuid: str, limits: Limits, found: Sequence[DomainUse]) -> str:
-    """Say what would be over the limit with a domain and those that were created before it; on any thread."""
+    """Say what would be over the limit with a domain and those that were created before it."""
     mine = next((use for use in found if use.uuid == uuid), None)
     if mine is None:
         return ""  # it has ended; to resume it will say so
     used = total(room_of(use) for use in found if use.number <= mine.number)
     return "" if used.fits(limits) else _too_much(used, limits)
+
+
+def _is_among(ownership: Ownership, found: Sequence[DomainUse]) -> bool:
+    """Say whether a start's domain was found; its UUID may be that of an earlier run."""
+    return any(use.ownership == ownership for use in found)
 
 
 @attrs.define(eq=False)
@@ -65,14 +72,13 @@ class Room:
         host: the host.
         connection: what the person says of it.
         owner: tells whose id ours is.
-        changed: called with the UUID of a domain that has started or ended, and whether it ended, so that
-            there may be more room; with an empty one when nothing is heard any more.
+        changed: called with what has happened to the room.
     """
 
     host: Host
     connection: Connection
     owner: Callable[[], str]
-    changed: Callable[[str, bool], object]
+    changed: Callable[[Change], object]
     shared: bool = attrs.field(init=False, default=False)
     """Whether others' domains count, and the host's own size limits what it gets."""
     overcommit: float = attrs.field(init=False, default=1.0)
@@ -87,10 +93,17 @@ class Room:
     contested: bool = attrs.field(init=False, default=False)
     """Whether another master has begun a VM there, or tried to, since we last had a turn and gave it up."""
     _seen: dict[str, DomainUse] = attrs.field(init=False, factory=dict)
+    _listed: tuple[DomainUse, ...] = attrs.field(init=False, default=())
+    """What the last look found; what has ended since is still in it."""
+    _looking: Flights[tuple[DomainUse, ...]] = attrs.field(init=False)
+    """Looks, by how many had begun before."""
+    _begun: int = attrs.field(init=False, default=0)
+    _turn: defer.DeferredLock = attrs.field(init=False, factory=defer.DeferredLock)
     _saved: dict[str, Any] = attrs.field(init=False, factory=dict)
     """Calls to be made when domains that were saved have not come back, by UUID."""
 
     def __attrs_post_init__(self) -> None:
+        self._looking = Flights(self.host.hand_on)
         self.host.hear_of_domains(self._hear)
 
     def configure(self, connection: Connection, *, shared: bool, overcommit: float) -> None:
@@ -150,29 +163,51 @@ class Room:
         if ended:
             self._seen.pop(uuid, None)
             self.looks += 1
-        self.changed(uuid, ended)
+        self.changed(Change.ENDED if ended else change)
 
     def _is_not_back(self, uuid: str) -> None:
         del self._saved[uuid]
         self._hear(uuid, Change.ENDED)
-
-    def knows(self, uuid: str) -> bool:
-        """Say whether it is known what a domain takes."""
-        return uuid in self._seen
 
     async def look(self) -> None:
         """See anew what is in use."""
         await self._measure()
         if self.arch is None:
             self.arch = (await self.host.capabilities()).arch
-        self._note(await self.host.usage())
+        await self._next_look()
+
+    @property
+    def will_look(self) -> bool:
+        """Whether a look is asked for that has not begun yet, and will see all that has happened by now."""
+        return self._begun in self._looking
+
+    # One look is made at a time, for all who asked for it before it began.
+
+    def _next_look(self) -> defer.Deferred[tuple[DomainUse, ...]]:
+        return self._looking.join(self._begun, lambda _: self._look_in_turn())
+
+    def _look_under_way(self) -> defer.Deferred[tuple[DomainUse, ...]]:
+        if not self._turn.locked:
+            return self._next_look()
+        return self._looking.join(self._begun - 1, lambda _: self._look_in_turn())
+
+    async def _look_in_turn(self) -> tuple[DomainUse, ...]:
+        await self._turn.acquire()
+        try:
+            self._begun += 1  # who asks from here on, asks for another
+            found = await self.host.usage()
+            self._note(found)
+            return found
+        finally:
+            self._turn.release()
 
     async def _measure(self) -> None:
         if self.node is None:
             self.node = await self.host.node()
             self.limits = self._limits()
 
-    def _note(self, found: Iterable[DomainUse]) -> None:
+    def _note(self, found: tuple[DomainUse, ...]) -> None:
+        self._listed = found
         before, saved = self._seen, {uuid: self._seen[uuid] for uuid in self._saved if uuid in self._seen}
         self._seen = saved | {use.uuid: use for use in found}
         owner = self.owner()
@@ -184,7 +219,7 @@ class Room:
         self.looks += 1
         self.looked_at = self.host.reactor.seconds()
 
-    async def let_run(self, uuid: str) -> None:
+    async def let_run(self, uuid: str, ownership: Ownership) -> None:
         """Let a paused domain run, if there is room for it and all that was created before it.
 
         Who created his domain later withdraws, so that of two masters that take the last room at the same
@@ -192,16 +227,25 @@ class Room:
 
         Args:
             uuid: of the domain.
+            ownership: whose it is.
 
         Raises:
             HostFull: there is none.
         """
-        if not self.shared:
-            await self.host.resume(uuid)
-            return
+        if self.shared:
+            await self._see_room_for(uuid, ownership)
+        await self.host.resume(uuid)
+
+    async def _see_room_for(self, uuid: str, ownership: Ownership) -> None:
         await self._measure()
-        found, too_much = await self.host.resume_if(uuid, partial(_too_much_for, uuid, self.limits))
-        self._note(found)
+        # Only what was created before it counts, and a look that has found it has found all of that.
+        listed = self._listed
+        if _is_among(ownership, listed) and not _too_much_for(uuid, self.limits, listed):
+            return
+        found = await self._look_under_way()
+        if not _is_among(ownership, found):
+            found = await self._next_look()
+        too_much = _too_much_for(uuid, self.limits, found)
         if too_much:
             self.contested = False  # who has had no turn has none to give up
             raise HostFull(f"others were quicker: with this VM {too_much}", host=self.host.uri)

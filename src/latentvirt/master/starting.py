@@ -23,6 +23,7 @@ from latentvirt.errors import (
 from latentvirt.guestowner import Identify
 from latentvirt.machine import Machine
 from latentvirt.master.hub import Hub
+from latentvirt.master.kinds import like
 from latentvirt.master.password import PasswordGate
 from latentvirt.master.placing import Need
 from latentvirt.master.record import HostRecord
@@ -167,8 +168,8 @@ class Starting:
             storage = (await self.hub.frozen(record, spec.folder)).storage
         clock = self.worker.master.reactor
         began = clock.seconds()
-        planned = await plan(record.host, storage, spec)
-        await record.host.turn()  # the first of its kind was read and reckoned with for some milliseconds
+        kind = like(spec)
+        planned = await record.plans.join(kind, lambda _: plan(record.host, storage, kind))
         self.steps.progress(f"describe: {clock.seconds() - began:.3f} s")
         self.hub.standbys.note_plan(record, asked, planned)
         return planned
