@@ -126,6 +126,25 @@ def test_no_more_run_at_a_time_than_there_are_places(reactor: Reactor) -> None:
     assert [heard.all for heard in outcomes] == [[0], [1], [2], [3]]
 
 
+def test_a_call_does_not_wait_behind_those_that_wait_for_another_connection(reactor: Reactor) -> None:
+    """What is bound to a busy connection waits by itself; the next call is made where there is room."""
+    lane = Lane("h", reactor, 1)
+    other = lane.add("other")
+    gate = threading.Event()
+
+    def work(connection: Any) -> Any:
+        gate.wait(PATIENCE_S)
+        return connection
+
+    busy = [_outcome(lane.run_seated("w", work, deadline_s=9, on=lane.first)) for _ in range(2)]
+    free = _outcome(lane.run_seated("w", lambda connection: connection, deadline_s=9, on=other))
+    reactor.take_up()
+    assert (free.all, [heard.all for heard in busy]) == (["other"], [[], []])
+    gate.set()
+    reactor.take_up(2)
+    assert [heard.all for heard in busy] == [[None], [None]]
+
+
 def test_a_call_for_which_there_is_no_thread_fails_and_the_next_one_tries_again(
     reactor: Reactor, monkeypatch: pytest.MonkeyPatch
 ) -> None:

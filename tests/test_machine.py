@@ -43,6 +43,7 @@ OWNER = "0123456789abcdef"
 OURS = Ownership(OWNER, "slot1", "0a1b2c3d4e5f")
 URI = "qemu+ssh://vmhost/system"
 FOLDER = f"/images/{directory_name(OWNER)}"
+PATIENCE_S = 60
 NAME = f"latentvirt-{OWNER}-slot1"
 
 
@@ -381,6 +382,25 @@ def test_a_domain_that_libvirt_changed_is_not_resumed(scene: Scene) -> None:
         run(scene.machine().start())
     scene.inspector.settle()
     assert boots.all == []
+    assert scene.left() == NOTHING
+
+
+def test_a_console_that_opens_late_is_closed_if_its_domain_is_not_as_asked_for(scene: Scene) -> None:
+    """A VM is proven while its console is being opened; one that fails leaves neither it nor its console."""
+
+    def meddle(domain: Any) -> FakeGuest:
+        scene.inspector.add_file("/images/other.qcow2")
+        domain.live = domain.live.replace(f"{FOLDER}/slot1.{OURS.start}.overlay.vda", "/images/other.qcow2")
+        return FakeGuest()
+
+    scene.inspector.guests = meddle
+    opening = scene.inspector.trouble.hang("domain.openConsole")
+    starting = Heard[Any]()
+    on_reactor(lambda: defer.ensureDeferred(scene.machine().start()).addBoth(starting))
+    assert opening.entered.acquire(timeout=PATIENCE_S)
+    opening.release()
+    (failure,) = starting.until(bool)
+    assert failure.check(NotProven)
     assert scene.left() == NOTHING
 
 

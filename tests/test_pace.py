@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable
 
 import pytest
 from twisted.internet import defer
 
-from latentvirt.host.pace import Pace
+from latentvirt.host.pace import BUDGET_S, WINDOW_S, Pace
 
 
 class Turns:
@@ -128,6 +129,52 @@ def test_what_is_due_comes_before_what_comes_from_threads(time: list[float]) -> 
     turns.callLater(0, lambda: done.append("due"))
     turns.turn()
     assert done == ["due", "came back"]
+
+
+def test_what_is_for_leisure_comes_after_what_is_waited_for(time: list[float]) -> None:
+    """What nobody waits for yet lets what comes back meanwhile go first."""
+    turns = Turns()
+    pace, done = Pace(turns), []
+
+    async def at_leisure() -> None:
+        await pace.leisure()
+        done.append("at leisure")
+
+    time[0] += WINDOW_S
+    pace.hand_on(lambda: defer.ensureDeferred(_other_leisure(pace)))
+    turns.turn()
+    defer.ensureDeferred(at_leisure())
+    pace.arrive(lambda: done.append("came back"))
+    turns.turn()
+    assert done == ["came back", "at leisure"]
+
+
+async def _other_leisure(pace: Pace) -> None:
+    await pace.leisure()
+
+
+def test_what_is_for_leisure_has_its_turn_while_there_is_none(time: list[float]) -> None:
+    """Where there is always something else to do, a little is done of what can wait, all the same."""
+    turns = Turns()
+    pace, waiting = Pace(turns), [0]
+    done: list[int] = []
+
+    def work() -> None:
+        time[0] += 2 * BUDGET_S
+        pace.arrive(work)
+
+    async def at_leisure(number: int) -> None:
+        await pace.leisure()
+        done.append(number)
+
+    for number in range(3):
+        defer.ensureDeferred(at_leisure(number))
+    pace.arrive(work)
+    for _ in range(12):
+        turns.turn()
+        waiting.append(len(done))
+    assert done == [0, 1, 2]
+    assert max(later - before for before, later in itertools.pairwise(waiting)) == 1
 
 
 def test_what_fails_does_not_stop_the_rest(time: list[float]) -> None:

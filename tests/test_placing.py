@@ -31,7 +31,7 @@ from latentvirt.master.room import BACK_S
 from latentvirt.master.tries import TRIES_OF_A_BUILD
 from latentvirt.master.worker import LibVirtWorker
 from latentvirt.testing import FakeGuest
-from reactorthread import on_reactor, run
+from reactorthread import Heard, on_reactor, run
 from stagemaster import Build, Clock, StageMaster, close_stage, open_stage
 
 BASE = "/images/base.qcow2"
@@ -712,3 +712,65 @@ def test_workers_are_named_by_text() -> None:
     """What a name cannot begin with is refused, and does not become part of one."""
     with pytest.raises(ConfigErrors, match="names cannot begin with that"):
         many(None, 2, three(), password=None)  # type: ignore[arg-type]
+
+
+def test_starts_on_one_host_look_things_up_together(master: StageMaster) -> None:
+    """What six starts need to know of their host is asked once or twice, not six times."""
+    made = workers(master, 6, Hosts(Connection(FIRST, slots=6), Connection(SECOND, slots=6), spread=False))
+    host, record = master.fake.inspect(FIRST), master.hub.records[FIRST]
+    image, room = host.trouble.hang("storageVolLookupByPath"), host.trouble.hang("getAllDomainStats")
+    before = len(host.trouble.calls)
+    started = Heard[Any]()
+
+    async def all_of_them() -> None:
+        starting = [worker.start_instance(Wishing()) for worker in made]
+        await defer.gatherResults(starting)
+
+    on_reactor(lambda: defer.ensureDeferred(all_of_them()).addBoth(started))
+    while not any(
+        len(flight.waiting) == len(made) for flight in on_reactor(record.plans._flights.copy).values()
+    ):
+        pass
+    image.release()
+    while len(host.running()) < len(made):
+        pass
+    room.release()
+    assert started.until(bool) == [None]
+    asked = host.trouble.calls[before:]
+    assert asked.count("volume.XMLDesc") == 1
+    assert asked.count("getAllDomainStats") <= 3
+    assert asked.count("domain.resume") == len(made)
+
+
+def test_a_domain_of_the_same_uuid_that_ran_before_is_not_taken_for_this_one(master: StageMaster) -> None:
+    """Where others were quicker, a predefined domain gives way, although there was room for its last run."""
+    host = master.fake.inspect(FIRST)
+    host.define(PREDEFINED.format("w0", 64))
+    hosts = Hosts(Connection(FIRST, slots=1, memory="4 GiB"))
+    (worker,) = workers(master, 1, hosts, size=None, hd_image="/images/hd", requires=None)
+    start(worker)
+    assert host.running() == ["w0"]
+    stop(worker)
+    assert [use.name for use in master.hub.records[FIRST].room._listed] == ["w0"]
+    host.trouble.before_next("createXML", lambda: foreign(master, FIRST, "theirs", 64, owner="f" * 16))
+    with pytest.raises(LatentWorkerFailedToSubstantiate, match="others were quicker"):
+        start(worker)
+    assert host.running() == ["theirs"]
+
+
+def test_a_vm_that_is_frozen_keeps_its_room_although_its_end_was_seen_before(timed: StageMaster) -> None:
+    """A look may miss a VM that was saved before that is heard; its room is kept all the same."""
+    (worker,) = workers(timed, 1, Hosts(Connection(FIRST, slots=1, memory="4 GiB")))
+    foreign(timed, FIRST, "theirs", 64, owner="f" * 16)
+    timed.fake.inspect(FIRST).settle()
+    on_reactor(lambda: None)
+    settle(timed)
+    room = timed.hub.records[FIRST].room
+    run(room.look())
+    on_reactor(lambda: room._note(()))
+    assert may(worker)
+    timed.fake.open(FIRST).lookupByName("theirs").saveFlags("/images/theirs.mem", None, 0)
+    while not room._saved:
+        on_reactor(lambda: None)
+    on_reactor(lambda: timed.hub.records[FIRST].withdraw(worker.name))
+    assert not may(worker)

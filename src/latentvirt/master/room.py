@@ -93,6 +93,8 @@ class Room:
     contested: bool = attrs.field(init=False, default=False)
     """Whether another master has begun a VM there, or tried to, since we last had a turn and gave it up."""
     _seen: dict[str, DomainUse] = attrs.field(init=False, factory=dict)
+    _missed: dict[str, DomainUse] = attrs.field(init=False, factory=dict)
+    """What the last look did not find any more: how it ended may be heard a moment later."""
     _listed: tuple[DomainUse, ...] = attrs.field(init=False, default=())
     """What the last look found; what has ended since is still in it."""
     _looking: Flights[tuple[DomainUse, ...]] = attrs.field(init=False)
@@ -156,7 +158,10 @@ class Room:
         back = self._saved.pop(uuid, None)
         if back is not None:
             back.cancel()
-        if change is Change.SAVED and uuid in self._seen:
+        use = self._seen.get(uuid) or self._missed.get(uuid)
+        if change is Change.SAVED and use is not None:
+            self._seen[uuid] = use
+            self.looks += 1
             self._saved[uuid] = self.host.reactor.callLater(BACK_S, self._is_not_back, uuid)
             return
         ended = change in (Change.SAVED, Change.ENDED)
@@ -210,6 +215,7 @@ class Room:
         self._listed = found
         before, saved = self._seen, {uuid: self._seen[uuid] for uuid in self._saved if uuid in self._seen}
         self._seen = saved | {use.uuid: use for use in found}
+        self._missed = {uuid: use for uuid, use in before.items() if uuid not in self._seen}
         owner = self.owner()
         if any(
             use.ownership is not None and use.ownership.owner != owner and use.uuid not in before
